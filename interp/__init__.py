@@ -1,0 +1,51 @@
+"""Read a language model at every site, exactly."""
+
+from interp._activations import Activations
+from interp._answers import answer_logprob
+from interp._batch import Batch
+from interp._capture import capture, capture_corpus, capture_generation
+from interp._compare import compare
+from interp._diff import DiffOptions, diff
+from interp._errors import InterpError, SiteNotFound, UnsupportedSite
+from interp._hooked import hooked
+from interp._lens import logit_lens
+from interp._lens_trace import LensTrace
+from interp._linear_lens import LinearLens
+from interp._load import load
+from interp._logit_attribution import LogitAttribution, logit_attribution
+from interp._model import Model
+from interp._replay import Replay, replay, replay_last
+from interp._site import Site
+from interp._store import ActivationStore
+from interp._weights.comparison import WeightComparison
+from interp._weights.weight_diff import WeightDiff
+
+__all__ = [
+    "ActivationStore",
+    "Activations",
+    "Batch",
+    "DiffOptions",
+    "InterpError",
+    "LensTrace",
+    "LinearLens",
+    "LogitAttribution",
+    "Model",
+    "Replay",
+    "Site",
+    "SiteNotFound",
+    "UnsupportedSite",
+    "WeightComparison",
+    "WeightDiff",
+    "answer_logprob",
+    "capture",
+    "capture_corpus",
+    "capture_generation",
+    "compare",
+    "diff",
+    "hooked",
+    "load",
+    "logit_attribution",
+    "logit_lens",
+    "replay",
+    "replay_last",
+]

@@ -1,0 +1,235 @@
+"""Texts or token ids as one padded batch in which padding never changes a result."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from interp._errors import InterpError
+
+Positions = Literal["all", "last"] | int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts ready for a model: ids, mask and positions; made by `model.batch(...)`.
+
+    `position_ids` count real tokens, so a model with learned positions gives the same result
+    however its batch is padded.
+
+    Args:
+        input_ids: [batch pos].
+        attention_mask: [batch pos], 1 for real tokens.
+        position_ids: [batch pos], 0 at each prompt's first real token.
+        texts: the prompts as given, or None when token ids were given.
+    """
+
+    input_ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+    position_ids: Int[Tensor, "batch pos"]
+    texts: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Real tokens in each prompt."""
+        return self.attention_mask.sum(dim=1)
+
+    @property
+    def padded(self) -> bool:
+        """Whether any prompt is shorter than the batch."""
+        return not bool(self.attention_mask.all())
+
+    @property
+    def starts(self) -> Int[Tensor, " batch"]:
+        """Column of each prompt's first real token (0 unless padded on the left)."""
+        return self.attention_mask.argmax(dim=1)
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model's forward takes.
+
+        Without padding the mask is left out, so that attention may use its plain causal kernel.
+        """
+        inputs = {"input_ids": self.input_ids, "position_ids": self.position_ids}
+        if self.padded:
+            inputs["attention_mask"] = self.attention_mask
+        return inputs
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            position_ids=self.position_ids.to(device),
+        )
+
+    def columns(
+        self, positions: Positions
+    ) -> tuple[Int[Tensor, "batch n"], Bool[Tensor, "batch n"]]:
+        """Columns of the padded batch at which the given positions lie, and which are real.
+
+        Positions count real tokens from the prompt's start; negative ones from its end.
+
+        Raises:
+            InterpError: a position beyond the shortest prompt, naming the prompt.
+        """
+        lengths, starts = self.lengths[:, None], self.starts[:, None]
+        device = self.input_ids.device
+        if isinstance(positions, str):
+            if positions == "all":
+                offsets = torch.arange(int(self.lengths.max()), device=device)[None]
+                real = offsets < lengths
+                return torch.where(real, starts + offsets, starts), real
+            if positions == "last":
+                positions = [-1]
+            else:
+                raise InterpError(
+                    f"positions={positions!r}: expected 'all', 'last', an index or a list"
+                )
+        listed = [positions] if isinstance(positions, int) else list(positions)
+        try:
+            wanted = [operator.index(position) for position in listed]
+        except TypeError as error:
+            raise InterpError(f"positions={positions!r}: expected whole numbers") from error
+        if not wanted:
+            raise InterpError("positions is empty; name at least one, or 'all' or 'last'")
+        offsets = torch.tensor(wanted, device=device)[None].expand(len(self), -1)
+        offsets = torch.where(offsets < 0, offsets + lengths, offsets)
+        bad = ((offsets < 0) | (offsets >= lengths)).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise InterpError(
+                f"position {wanted[column]} is outside prompt {row}, which has "
+                f"{int(self.lengths[row])} tokens (0 to {int(self.lengths[row]) - 1})"
+            )
+        return starts + offsets, torch.ones_like(offsets, dtype=torch.bool)
+
+
+def make_batch(
+    prompts: str | Sequence[str] | Tensor | Sequence[Sequence[int]] | Batch,
+    tokenizer: Any,
+    *,
+    padding: Literal["right", "left"] = "right",
+    add_special_tokens: bool = True,
+    max_positions: int | None = None,
+    d_vocab: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """A batch of texts or of token ids; `Model.batch` calls it with the model's limits."""
+    if isinstance(prompts, Batch):
+        return prompts.to(device)
+    texts: tuple[str, ...] | None = None
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if isinstance(prompts, Sequence) and prompts and all(isinstance(p, str) for p in prompts):
+        texts = tuple(str(prompt) for prompt in prompts)
+        rows = _tokenize(texts, tokenizer, add_special_tokens)
+    else:
+        rows = _rows(prompts)
+    _check_rows(rows, texts, max_positions, d_vocab)
+    return _pad(rows, texts, padding, _pad_id(tokenizer)).to(device)
+
+
+def _rows(prompts: Any) -> list[list[int]]:
+    """Ragged token ids from ids, lists of ids, an array, or what a tokenizer returns."""
+    if isinstance(prompts, Mapping) and "input_ids" in prompts:
+        ids = torch.as_tensor(prompts["input_ids"])
+        mask = torch.as_tensor(prompts.get("attention_mask", torch.ones_like(ids)))
+        ids, mask = torch.atleast_2d(ids), torch.atleast_2d(mask)
+        return [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+    if hasattr(prompts, "tolist"):  # a tensor or an array
+        prompts = prompts.tolist()
+    if isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int):
+        prompts = [prompts]
+    if not isinstance(prompts, Sequence) or len(prompts) == 0:
+        raise InterpError("the batch is empty; give at least one prompt")
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in prompts]
+    for row in rows:
+        if not isinstance(row, Sequence) or not all(isinstance(token, int) for token in row):
+            raise InterpError(
+                f"cannot read the prompt {str(row)[:60]!r}; expected texts, or token ids as lists "
+                f"of whole numbers or a tensor [batch pos]"
+            )
+    return [list(row) for row in rows]
+
+
+def _tokenize(texts: Sequence[str], tokenizer: Any, add_special_tokens: bool) -> list[list[int]]:
+    if tokenizer is None:
+        raise InterpError(
+            "this model has no tokenizer, so texts cannot be read; pass one "
+            "(interp.load(..., tokenizer=...)) or give token ids"
+        )
+    for index, text in enumerate(texts):
+        if not text:
+            raise InterpError(f"prompt {index} is empty; give at least one character")
+    return [tokenize(text, tokenizer, add_special_tokens) for text in texts]
+
+
+def tokenize(text: str, tokenizer: Any, add_special_tokens: bool) -> list[int]:
+    """Token ids of a prompt that is to be continued.
+
+    A text from a chat template starts with the BOS already, and a second one would shift every
+    position; and some tokenizers close a text with an EOS, after which nothing is continued.
+    """
+    bos, eos = getattr(tokenizer, "bos_token", None), getattr(tokenizer, "eos_token", None)
+    if add_special_tokens and bos and text.startswith(bos):
+        add_special_tokens = False
+    ids = list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+    if add_special_tokens and eos and ids[-1:] == [tokenizer.eos_token_id]:
+        return ids if text.endswith(eos) else ids[:-1]
+    return ids
+
+
+def _check_rows(
+    rows: list[list[int]],
+    texts: tuple[str, ...] | None,
+    max_positions: int | None,
+    d_vocab: int | None,
+) -> None:
+    for index, row in enumerate(rows):
+        named = f"prompt {index}" + (f" ({texts[index][:40]!r})" if texts else "")
+        if not row:
+            raise InterpError(f"{named} has no tokens; give at least one")
+        if max_positions is not None and len(row) > max_positions:
+            raise InterpError(
+                f"{named} has {len(row)} tokens, over this model's context of {max_positions}; "
+                f"shorten or split it"
+            )
+        if d_vocab is not None and not 0 <= min(row) <= max(row) < d_vocab:
+            worst = max(row) if max(row) >= d_vocab else min(row)
+            raise InterpError(
+                f"{named} has token id {worst}, outside this model's vocabulary of {d_vocab}; "
+                f"is the tokenizer this model's own?"
+            )
+
+
+def _pad_id(tokenizer: Any) -> int:
+    for name in ("pad_token_id", "eos_token_id"):
+        value = getattr(tokenizer, name, None)
+        if isinstance(value, int):
+            return value
+    return 0
+
+
+def _pad(rows: list[list[int]], texts: tuple[str, ...] | None, padding: str, pad_id: int) -> Batch:
+    width = max(len(row) for row in rows)
+    if padding not in ("left", "right"):
+        raise InterpError(f"padding={padding!r}: expected 'right' or 'left'")
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for index, row in enumerate(rows):
+        where = slice(0, len(row)) if padding == "right" else slice(width - len(row), width)
+        input_ids[index, where] = torch.tensor(row)
+        attention_mask[index, where] = 1
+    position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    return Batch(input_ids, attention_mask, position_ids, texts)

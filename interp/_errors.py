@@ -1,0 +1,33 @@
+"""Errors a stranger can act on: what was given, what was expected, the nearest valid names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InterpError(ValueError):
+    """Something asked of the toolkit cannot be done; the message says what to do instead."""
+
+
+class SiteNotFound(InterpError, KeyError):
+    """A site name that this model does not have; a KeyError too, since records are mappings."""
+
+    __str__ = Exception.__str__  # KeyError would quote the sentence
+
+
+class UnsupportedSite(InterpError):
+    """A site that exists in the vocabulary but cannot be named honestly in this architecture."""
+
+
+def nearest(given: str, valid: Iterable[str], *, n: int = 3) -> str:
+    """A phrase naming the valid names closest to `given`, or all of them when few.
+
+    >>> nearest("resid_pots", ["resid_pre", "resid_post", "z"])
+    "nearest valid names: 'resid_post', 'resid_pre'"
+    """
+    valid = list(valid)
+    close = difflib.get_close_matches(given, valid, n=n, cutoff=0.5)
+    if close:
+        return "nearest valid names: " + ", ".join(repr(name) for name in close)
+    return "valid names: " + ", ".join(repr(name) for name in valid)

@@ -1,0 +1,1 @@
+"""Checkpoints compared from disk: reading, canonical names, measures, nulls, workers."""

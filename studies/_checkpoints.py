@@ -1,0 +1,56 @@
+"""Checkpoints by name: `organism:base` for a shipped one, else a folder or hub id."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+import interp
+from interp import InterpError, Model
+from interp._errors import nearest
+
+ORGANISM = "organism:"
+
+
+def open_checkpoint(source: str) -> Model:
+    """A model by its command-line name; anything but an organism goes to `interp.load`."""
+    if not source.startswith(ORGANISM):
+        return interp.load(source, dtype=torch.float32 if _small(source) else None)
+    from studies import organisms
+
+    name = source.removeprefix(ORGANISM)
+    if name not in organisms.names():
+        raise InterpError(f"no organism {name!r}; {nearest(name, organisms.names())}")
+    module, tokenizer = organisms.load(name)
+    model = interp.load(module, tokenizer=tokenizer)
+    return Model(model.module, model.tokenizer, source)
+
+
+def identity(source: str) -> str:
+    """Which files stand behind a name now, so that a run is not continued on other weights.
+
+    The names, sizes and times of a local folder's files (an organism's contents); a hub id stands
+    for itself.
+    """
+    digest = hashlib.sha256()
+    if source.startswith(ORGANISM):
+        from studies import organisms
+
+        name = source.removeprefix(ORGANISM)
+        for part in organisms.names() if name in organisms.names() else ():
+            for file in sorted(organisms.path(part).glob("*.safetensors")):
+                digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+    folder = Path(source)
+    for file in sorted(folder.glob("*")) if folder.is_dir() else ():
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16] if folder.is_dir() else source
+
+
+def _small(source: str) -> bool:
+    """Whether a local checkpoint is so small that float32 costs nothing (under 1 GiB on disk)."""
+    files = list(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
+    return bool(files) and sum(file.stat().st_size for file in files) < 2**30

@@ -1,0 +1,142 @@
+"""Records on disk: read back as written, replaced whole, and refused when damaged."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import interp
+from interp._record import load_record, replacing, save_record, write_text
+from tests.architectures import build
+
+
+@pytest.fixture
+def acts(ids) -> interp.Activations:
+    sites = ["resid_post.*", "mlp_post.1", "pattern.0", "embed"]
+    return interp.capture(build("mixtral"), ids, sites, logits=True)
+
+
+@pytest.fixture
+def trace(ids) -> interp.LensTrace:
+    return interp.logit_lens(build("llama"), ids, [[5, 6], [7, 8]], positions=[0, -1])
+
+
+def test_activations_read_back_bit_for_bit(acts, tmp_path) -> None:
+    loaded = interp.Activations.load(acts.save(tmp_path / "acts"))
+    assert set(loaded) == set(acts)
+    for site, tensor in acts.items():
+        assert torch.equal(loaded[site], tensor)
+    for site, experts in acts.expert_ids.items():
+        assert torch.equal(loaded.expert_ids[site], experts)
+    assert torch.equal(loaded.logits, acts.logits)
+    assert torch.equal(loaded.tokens, acts.tokens)
+    assert torch.equal(loaded.mask, acts.mask)
+    assert loaded.meta["sites"] == acts.meta["sites"]
+
+
+def test_views_of_one_tensor_are_saved_apart(tmp_path) -> None:
+    base = torch.arange(12.0).view(1, 3, 4)
+    acts = interp.Activations(
+        {interp.Site("resid_pre", 1): base, interp.Site("resid_post", 0): base},
+        tokens=torch.zeros(1, 3, dtype=torch.long),
+        mask=torch.ones(1, 3, dtype=torch.bool),
+    )
+    loaded = interp.Activations.load(acts.save(tmp_path / "a"))
+    assert torch.equal(loaded["resid_pre.1"], base)
+    assert torch.equal(loaded["resid_post.0"], base)
+
+
+def test_a_lens_trace_reads_back_bit_for_bit(trace, tmp_path) -> None:
+    loaded = interp.LensTrace.load(trace.save(tmp_path / "trace"))
+    assert loaded.table().equals(trace.table())
+    assert loaded.answers == trace.answers
+    assert loaded.tokens == trace.tokens
+    assert torch.equal(loaded.top_logprob, trace.top_logprob)
+
+
+def test_the_saved_table_is_the_records_own(trace, tmp_path) -> None:
+    import pandas as pd
+
+    folder = trace.save(tmp_path / "trace")
+    assert pd.read_parquet(folder / "table.parquet").equals(trace.table())
+
+
+@pytest.mark.parametrize("damage", ["meta", "tensors", "empty", "missing"])
+def test_a_damaged_folder_is_refused_with_its_path(damage, acts, tmp_path) -> None:
+    folder = acts.save(tmp_path / "acts")
+    tensors = folder / "tensors.safetensors"
+    if damage == "meta":
+        (folder / "meta.json").write_text("{")
+    elif damage == "tensors":
+        tensors.write_bytes(tensors.read_bytes()[:-100])
+    elif damage == "empty":
+        tensors.write_bytes(b"")
+    else:
+        tensors.unlink()
+    with pytest.raises(interp.InterpError, match=r"damaged|not a saved record") as raised:
+        interp.Activations.load(folder)
+    assert str(folder) in str(raised.value)
+
+
+def test_another_kind_and_a_newer_schema_are_refused(acts, trace, tmp_path) -> None:
+    folder = trace.save(tmp_path / "trace")
+    with pytest.raises(interp.InterpError, match="'lens_trace', not a 'activations'"):
+        interp.Activations.load(folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "schema": 99}))
+    with pytest.raises(interp.InterpError, match=r"schema 99, newer.*upgrade"):
+        interp.LensTrace.load(folder)
+
+
+def test_saving_replaces_an_earlier_record_whole(tmp_path) -> None:
+    first = {"a": torch.zeros(2), "b": torch.ones(2)}
+    save_record(tmp_path / "r", "thing", first, {})
+    save_record(tmp_path / "r", "thing", {"a": torch.ones(3)}, {})
+    tensors, _ = load_record(tmp_path / "r", "thing")
+    assert list(tensors) == ["a"]
+    assert [p.name for p in tmp_path.iterdir()] == ["r"]
+
+
+def test_a_write_that_fails_leaves_the_old_record_and_no_scratch(tmp_path) -> None:
+    save_record(tmp_path / "r", "thing", {"a": torch.zeros(2)}, {})
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "r") as scratch:
+        (scratch / "meta.json").write_text("half")
+        raise KeyboardInterrupt
+    tensors, _ = load_record(tmp_path / "r", "thing")
+    assert torch.equal(tensors["a"], torch.zeros(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["r"]
+
+
+def test_saving_over_anything_else_is_refused(tmp_path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for target in ("folder", "file"):
+        with pytest.raises(interp.InterpError, match="would delete"):
+            save_record(tmp_path / target, "thing", {"a": torch.zeros(1)}, {})
+    assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_file_is_written_whole(tmp_path) -> None:
+    write_text(tmp_path / "f", "one")
+    write_text(tmp_path / "f", "two")
+    assert (tmp_path / "f").read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_activations_say_what_they_hold(acts) -> None:
+    table = acts.table().set_index("site")
+    real = acts["resid_post.1"]
+    assert table.loc["resid_post.1", "rms"] == pytest.approx(float(real.square().mean().sqrt()))
+    assert table.loc["resid_post.1", "bytes"] == real.numel() * 4
+    assert table.loc["mlp_post.1", "axes"] == "batch pos expert d_mlp"
+    assert torch.equal(acts.stack("resid_post")[1], real)
+    assert "resid_post.1" in acts
+    assert "z.1" not in acts
+    with pytest.raises(interp.SiteNotFound, match=r"resid_pre\.1 was not captured.*resid_post\.1"):
+        acts["resid_pre.1"]
+    with pytest.raises(interp.SiteNotFound, match="no 'z' was captured"):
+        acts.stack("z")

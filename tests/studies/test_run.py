@@ -1,0 +1,80 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from interp import InterpError
+from studies._report import Section, write_report
+from studies._run import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    out: Path = Path("elsewhere")
+
+
+def test_steps_are_computed_once_and_read_back(tmp_path: Path) -> None:
+    calls = []
+
+    def compute() -> pd.DataFrame:
+        calls.append(1)
+        return pd.DataFrame({"layer": [0, 1], "mean": [0.5, 0.25]})
+
+    first = Run.open(tmp_path / "run", "s", Config()).table("t", compute)
+    again = Run.open(tmp_path / "run", "s", Config(out=Path("moved"))).table("t", compute)
+    assert len(calls) == 1
+    pd.testing.assert_frame_equal(first, again)
+
+
+def test_interrupted_step_leaves_nothing_and_is_done_again(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", "s", Config())
+
+    def interrupted() -> pd.DataFrame:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.table("t", interrupted)
+    assert [p.name for p in run.path.iterdir()] == ["meta.json"]
+    assert run.table("t", lambda: pd.DataFrame({"a": [1]}))["a"].tolist() == [1]
+
+
+def test_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    Run.open(tmp_path / "run", "s", Config(seed=0))
+    before = (tmp_path / "run" / "meta.json").read_bytes()
+    with pytest.raises(InterpError, match="another run"):
+        Run.open(tmp_path / "run", "s", Config(seed=1))
+    with pytest.raises(InterpError, match="another run"):
+        Run.open(tmp_path / "run", "s", Config(), files={"facts": "changed"})
+    assert (tmp_path / "run" / "meta.json").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(InterpError, match="other files"):
+        Run.open(tmp_path / "mine", "s", Config())
+
+
+def test_finish_keeps_facts_in_meta(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", "s", Config())
+    assert json.loads((run.path / "meta.json").read_text())["finished"] is False
+    run.finish(verdict=["x"])
+    meta = json.loads((run.path / "meta.json").read_text())
+    assert meta["finished"] is True
+    assert meta["facts"] == {"verdict": ["x"]}
+    assert meta["config"] == {"seed": 0}
+
+
+def test_report_escapes_every_text_and_needs_no_network(tmp_path: Path) -> None:
+    attack = "<script>alert(1)</script>"
+    figure = tmp_path / "f.png"
+    figure.write_bytes(b"\x89PNG")
+    section = Section(
+        attack, [attack], pd.DataFrame({attack: [attack], "x": [0.123456]}), [(figure, attack)]
+    )
+    page = write_report(tmp_path / "r.html", attack, [attack], [section], {attack: attack})
+    text = page.read_text()
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 6
+    assert "0.123" in text
+    assert "http" not in text
