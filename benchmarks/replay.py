@@ -18,8 +18,8 @@ One prompt. 'recorded once' is what `replay_last` and `replay` cost before anyth
 replays use a recording made beforehand and end with the logits of the last position, so the fair
 reference for them is the forward that also unembeds the last position only: divide by its row. A
 replay of all blocks computes what the forward does for that position, so its logits are compared
-with the forward's (last column: the largest difference). `interp.capture` of layer 0 ends the forward
-after the first block."""
+with the forward's (last column: the largest difference). `interp.capture` of layer 0 ends the
+forward after the first block."""
 
 
 def contestants(model: PreTrainedModel, ids: Tensor) -> list[Contestant]:
