@@ -186,7 +186,10 @@ class Anatomy:
         """Logits of a stream that has already passed the final norm."""
         if self.project_out is not None:
             x = self.project_out(x)
-        logits = self.head(x)
+        return self.scaled(self.head(x))
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """What the model makes of its head's output: scale, divisor and softcap, entry by entry."""
         scale, divisor, softcap = self.logit_scales
         if scale != 1.0:
             logits = logits * scale

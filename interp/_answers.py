@@ -100,6 +100,19 @@ def _text_after(model: Model, batch: Batch, index: int, answer: str) -> list[int
     return whole[len(before) :]
 
 
+def text_of(model: Model, answer: Answer) -> str:
+    """An answer as a reader sees it."""
+    if isinstance(answer, str):
+        return answer
+    ids = [answer] if isinstance(answer, int) else list(answer)
+    if model.tokenizer is None:
+        return str(ids)
+    text = str(model.tokenizer.decode(ids))
+    # Decoding a lone SentencePiece token drops the space it starts with.
+    piece = str(model.tokenizer.convert_ids_to_tokens(ids[0]))
+    return " " + text if piece.startswith("▁") and not text.startswith(" ") else text
+
+
 def answer_logprob(
     model: Model | nn.Module, prompts: Any, answers: Answers
 ) -> Float[Tensor, "prompt answer"]:

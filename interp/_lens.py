@@ -16,6 +16,7 @@ from interp._answers import (
     gather_streams,
     per_prompt,
     teacher_forced,
+    text_of,
 )
 from interp._batch import Batch, Positions
 from interp._errors import InterpError
@@ -254,24 +255,12 @@ def _names(
 ) -> list[list[str]]:
     """The answers as text, for each row."""
     if wanted is not None:
-        return [[_text(model, answer) for answer in wanted[row]] for row in rows]
-    return [[_text(model, token) for token in row] for row in tokens.tolist()]
-
-
-def _text(model: Model, answer: Answer) -> str:
-    if isinstance(answer, str):
-        return answer
-    ids = [answer] if isinstance(answer, int) else list(answer)
-    if model.tokenizer is None:
-        return str(ids)
-    text = str(model.tokenizer.decode(ids))
-    # Decoding a lone SentencePiece token drops the space it starts with.
-    piece = str(model.tokenizer.convert_ids_to_tokens(ids[0]))
-    return " " + text if piece.startswith("▁") and not text.startswith(" ") else text
+        return [[text_of(model, answer) for answer in wanted[row]] for row in rows]
+    return [[text_of(model, token) for token in row] for row in tokens.tolist()]
 
 
 def _vocabulary(model: Model, batch: Batch, values: dict[str, Tensor]) -> dict[int, str]:
     """Text of every token that the trace mentions."""
     ids = set(values["top_token"].unique().tolist()) | set(values["answer_token"].unique().tolist())
     ids |= set(batch.input_ids.unique().tolist())
-    return {token: _text(model, token) for token in sorted(ids)}
+    return {token: text_of(model, token) for token in sorted(ids)}
