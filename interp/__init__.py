@@ -6,6 +6,10 @@ from interp._batch import Batch
 from interp._capture import capture, capture_corpus, capture_generation
 from interp._compare import compare
 from interp._diff import DiffOptions, diff
+from interp._edit.affine import Affine
+from interp._edit.change import Dense, LowRank, Sparse, Towards
+from interp._edit.delta import Delta
+from interp._edit.edit import Edit
 from interp._errors import InterpError, SiteNotFound, UnsupportedSite
 from interp._hooked import hooked
 from interp._lens import logit_lens
@@ -23,16 +27,23 @@ from interp._weights.weight_diff import WeightDiff
 __all__ = [
     "ActivationStore",
     "Activations",
+    "Affine",
     "Batch",
+    "Delta",
+    "Dense",
     "DiffOptions",
+    "Edit",
     "InterpError",
     "LensTrace",
     "LinearLens",
     "LogitAttribution",
+    "LowRank",
     "Model",
     "Replay",
     "Site",
     "SiteNotFound",
+    "Sparse",
+    "Towards",
     "UnsupportedSite",
     "WeightComparison",
     "WeightDiff",
