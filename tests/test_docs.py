@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import interp
+import interventions
 import probes
 from studies import organisms
 
@@ -29,7 +30,7 @@ class AnyOutput(doctest.OutputChecker):
 
 def modules() -> list[str]:
     found = []
-    for package in (interp, probes):
+    for package in (interp, probes, interventions):
         found += [package.__name__]
         found += [m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
     return [name for name in found if "adapters." not in name]
@@ -53,6 +54,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     texts = [f"Question: Where does number {i} live? Answer:" for i in range(40)]
     return {
         "interp": interp,
+        "iv": interventions,
         "probes": probes,
         "torch": torch,
         "Site": interp.Site,

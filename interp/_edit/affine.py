@@ -20,7 +20,7 @@ WRITABLE = tuple(kind for kind in KINDS if kind not in ("pattern", "head_out"))
 Index = tuple[int, ...] | tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Affine:
     """`y = scale * x + shift` on chosen units of a site, at chosen positions.
 
@@ -53,24 +53,30 @@ class Affine:
     """
 
     site: Site
-    index: Index | None = None
-    scale: Tensor = 1.0  # type: ignore[assignment]  # a number is taken too
-    shift: Tensor | None = None
-    positions: Positions = "all"
+    index: Index | None
+    scale: Tensor
+    shift: Tensor | None
+    positions: Positions
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        site: str | Site,
+        index: int | Sequence[int] | Sequence[Sequence[int]] | None = None,
+        scale: float | Tensor | Sequence[Any] = 1.0,
+        shift: Tensor | Sequence[Any] | float | None = None,
+        positions: str | int | Sequence[int] = "all",
+    ) -> None:
         put = object.__setattr__
-        put(self, "site", Site.parse(self.site))
+        put(self, "site", Site.parse(site))
         if self.site.kind not in WRITABLE:
             raise UnsupportedSite(
                 f"{self.site} can be read but not edited; "
                 f"{nearest(self.site.kind, WRITABLE)} (a head is scaled or shifted exactly at z)"
             )
-        put(self, "index", None if self.index is None else _units(self.site, self.index))
-        put(self, "positions", check_positions(self.positions))
-        put(self, "scale", _finite(self.scale, f"the scale at {self.site}"))
-        if self.shift is not None:
-            put(self, "shift", _finite(self.shift, f"the shift at {self.site}"))
+        put(self, "index", None if index is None else _units(self.site, index))
+        put(self, "scale", _finite(scale, f"the scale at {self.site}"))
+        put(self, "shift", None if shift is None else _finite(shift, f"the shift at {self.site}"))
+        put(self, "positions", check_positions(positions))
         self._check_shapes()
 
     @property

@@ -11,7 +11,7 @@ from interp._edit.change import Change, Dense, LowRank, Sparse, Towards, same_ch
 from interp._errors import InterpError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Delta:
     """`W -> W + change` for one parameter, in float32 and rounded once to the weight's dtype.
 
@@ -32,13 +32,15 @@ class Delta:
 
     parameter: str
     change: Change
-    untie: bool = False
+    untie: bool
 
-    def __post_init__(self) -> None:
+    def __init__(self, parameter: str, change: Change | Tensor, untie: bool = False) -> None:
+        put = object.__setattr__
+        put(self, "parameter", parameter)
+        put(self, "change", Dense(change.detach()) if isinstance(change, Tensor) else change)
+        put(self, "untie", untie)
         if not self.parameter or not isinstance(self.parameter, str):
             raise InterpError(f"a Delta needs a parameter's name, got {self.parameter!r}")
-        if isinstance(self.change, Tensor):
-            object.__setattr__(self, "change", Dense(self.change.detach()))
         if not isinstance(self.change, Change):
             raise InterpError(
                 f"the change of {self.parameter} is {type(self.change).__name__}; expected a "

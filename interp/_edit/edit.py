@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from interp._model import Model, as_model
 Atom = Affine | Delta
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Edit:
     """What to change in a model, as data.
 
@@ -45,17 +45,23 @@ class Edit:
         Edit(z.3, head 5: scale 0; z.3, head 5: scale 0.5)
     """
 
-    atoms: tuple[Atom, ...] = ()
-    made_on: tuple[Identity, ...] = ()
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    atoms: tuple[Atom, ...]
+    made_on: tuple[Identity, ...]
+    notes: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        atoms = tuple(self.atoms)
-        for atom in atoms:
+    def __init__(
+        self,
+        atoms: Iterable[Atom] = (),
+        made_on: Iterable[Identity] = (),
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "atoms", tuple(atoms))
+        put(self, "made_on", tuple(made_on))
+        put(self, "notes", dict(notes or {}))
+        for atom in self.atoms:
             if not isinstance(atom, Affine | Delta):
                 raise InterpError(f"an Edit holds Affine and Delta, got {type(atom).__name__}")
-        object.__setattr__(self, "atoms", atoms)
-        object.__setattr__(self, "made_on", tuple(self.made_on))
 
     @property
     def affines(self) -> tuple[Affine, ...]:
