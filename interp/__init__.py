@@ -2,6 +2,9 @@
 
 from interp._activations import Activations
 from interp._answers import answer_logprob
+from interp._attribute import attribute
+from interp._attribute_target import Target
+from interp._attribution import Attribution
 from interp._batch import Batch
 from interp._capture import capture, capture_corpus, capture_generation
 from interp._compare import compare
@@ -28,6 +31,7 @@ __all__ = [
     "ActivationStore",
     "Activations",
     "Affine",
+    "Attribution",
     "Batch",
     "Delta",
     "Dense",
@@ -44,10 +48,12 @@ __all__ = [
     "SiteNotFound",
     "Sparse",
     "Towards",
+    "Target",
     "UnsupportedSite",
     "WeightComparison",
     "WeightDiff",
     "answer_logprob",
+    "attribute",
     "capture",
     "capture_corpus",
     "capture_generation",

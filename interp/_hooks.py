@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from interp._forward import every_module
+
 Side = Literal["input", "output"]
 Visitor = Callable[[Tensor], Tensor | None]  # raw tensor -> replacement, or None to leave it
 
@@ -94,6 +96,11 @@ def _install(module: nn.Module, side: Side) -> _Tap:
     else:
         tap.handle = module.register_forward_hook(on_output, prepend=True)
     return tap
+
+
+def in_use(module: nn.Module) -> bool:
+    """Whether anybody visits the module or a part of it."""
+    return any(_TAPS.get(part) for part in every_module(module))
 
 
 @contextmanager
