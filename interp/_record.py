@@ -113,13 +113,15 @@ def load_record(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[st
     try:
         meta = json.loads(meta_path.read_text(encoding="utf-8"))
         tensors = load_file(tensor_path)
-    except (json.JSONDecodeError, safetensors.SafetensorError) as error:
+        if not isinstance(meta, dict):
+            raise ValueError("meta.json holds no object")
+    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise InterpError(
             f"{path} is damaged and cannot be read ({error}); write it anew"
         ) from error
     if meta.get("kind") != kind:
         raise InterpError(f"{path} holds a {meta.get('kind')!r}, not a {kind!r}")
-    if meta.get("schema", 0) > SCHEMA:
+    if not isinstance(meta.get("schema", 0), int) or meta.get("schema", 0) > SCHEMA:
         raise InterpError(
             f"{path} was written with schema {meta['schema']}, newer than the {SCHEMA} known here; "
             f"upgrade interp-toolkit"

@@ -62,8 +62,8 @@ class Affine:
         self,
         site: str | Site,
         index: int | Sequence[int] | Sequence[Sequence[int]] | None = None,
-        scale: float | Tensor | Sequence[Any] = 1.0,
-        shift: Tensor | Sequence[Any] | float | None = None,
+        scale: int | float | Tensor | Sequence[Any] = 1.0,
+        shift: int | float | Tensor | Sequence[Any] | None = None,
         positions: str | int | Sequence[int] = "all",
     ) -> None:
         put = object.__setattr__
@@ -94,7 +94,7 @@ class Affine:
         """Whether the map multiplies at all."""
         return not bool((self.scale == 1).all())
 
-    def times(self, t: float) -> Affine:
+    def times(self, t: int | float) -> Affine:
         """The change scaled: `scale -> 1 + t (scale - 1)`, `shift -> t shift`."""
         shift = None if self.shift is None else t * self.shift
         return replace(self, scale=1 + t * (self.scale - 1), shift=shift)

@@ -12,7 +12,21 @@ from torch import Tensor
 from interp._errors import InterpError
 from interp._weights.stored import Stored, whole
 
-Source = Tensor | Stored  # in memory, or where it lies on disk, read when it is needed
+
+class Unread(Protocol):
+    """A tensor that is read, or drawn, when it is needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, known beforehand."""
+        ...
+
+    def read(self) -> Tensor:
+        """The tensor, the same every time."""
+        ...
+
+
+Source = Tensor | Stored | Unread  # in memory, where it lies on disk, or to be made when needed
 
 
 @runtime_checkable
@@ -28,7 +42,7 @@ class Change(Protocol):
         """The changed tensor, new, in `weight`'s dtype."""
         ...
 
-    def times(self, t: float) -> Change:
+    def times(self, t: int | float) -> Change:
         """The same change `t` times as large."""
         ...
 
@@ -50,7 +64,7 @@ class Dense:
 
     values: Source
     minus: Source | None = None
-    factor: float = 1.0
+    factor: int | float = 1.0
     mask: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -70,9 +84,12 @@ class Dense:
     def applied_to(self, weight: Tensor) -> Tensor:
         """`W + change`, rounded once."""
         dtype = wide(weight.dtype)
-        return (weight.to(dtype) + self.dense(dtype).to(weight.device)).to(weight.dtype)
+        moved = (weight.to(dtype) + self.dense(dtype).to(weight.device)).to(weight.dtype)
+        if self.mask is None:
+            return moved
+        return torch.where(self.mask.to(weight.device), moved, weight)  # -0.0 + 0.0 is 0.0
 
-    def times(self, t: float) -> Dense:
+    def times(self, t: int | float) -> Dense:
         """The same change `t` times as large."""
         return Dense(self.values, self.minus, t * self.factor, self.mask)
 
@@ -106,7 +123,7 @@ class LowRank:
         left, right = (side.to(weight.device, dtype) for side in (self.left, self.right))
         return torch.addmm(weight.to(dtype), left, right).to(weight.dtype)
 
-    def times(self, t: float) -> LowRank:
+    def times(self, t: int | float) -> LowRank:
         """The same change `t` times as large."""
         return LowRank(t * self.left, self.right)
 
@@ -151,7 +168,7 @@ class Sparse:
         flat[touched] = moved.to(weight.dtype)
         return flat.view(weight.shape)
 
-    def times(self, t: float) -> Sparse:
+    def times(self, t: int | float) -> Sparse:
         """The same change `t` times as large."""
         return Sparse(self.index, t * self.values, self.shape)
 
@@ -178,7 +195,7 @@ class Towards:
     """
 
     target: Source
-    amount: float = 1.0
+    amount: int | float = 1.0
     mask: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -199,7 +216,7 @@ class Towards:
             return moved.clone() if moved.data_ptr() == target.data_ptr() else moved
         return torch.where(self.mask.to(weight.device), moved, weight)
 
-    def times(self, t: float) -> Towards:
+    def times(self, t: int | float) -> Towards:
         """The same way, `t` times as far."""
         return Towards(self.target, t * self.amount, self.mask)
 
@@ -240,7 +257,9 @@ def change_from(tensors: Mapping[str, Tensor]) -> Change:
 
 def load(source: Source) -> Tensor:
     """A tensor, read now where it lies on disk."""
-    return source if isinstance(source, Tensor) else whole(source)
+    if isinstance(source, Tensor):
+        return source
+    return whole(source) if isinstance(source, Stored) else source.read()
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

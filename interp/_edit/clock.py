@@ -72,6 +72,7 @@ class Clock:
         assert decoder is not None
         start = decoder.register_forward_pre_hook(self._start, with_kwargs=True, prepend=True)
         stop = decoder.register_forward_hook(self._stop, always_call=True)
+        del decoder
         try:
             yield
         finally:

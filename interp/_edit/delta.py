@@ -54,7 +54,7 @@ class Delta:
                     f"(in {name})"
                 )
 
-    def times(self, t: float) -> Delta:
+    def times(self, t: int | float) -> Delta:
         """The same change `t` times as large."""
         return replace(self, change=self.change.times(t))
 

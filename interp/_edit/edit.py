@@ -193,7 +193,7 @@ class Edit:
     def __radd__(self, other: Any) -> Edit:
         return self if other == 0 else NotImplemented  # sum() starts from 0
 
-    def __mul__(self, t: float) -> Edit:
+    def __mul__(self, t: int | float) -> Edit:
         if isinstance(t, bool) or not isinstance(t, int | float):
             return NotImplemented
         if not math.isfinite(t):

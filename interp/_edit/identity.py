@@ -12,6 +12,9 @@ from torch import Tensor
 
 from interp._edit.parameters import named_parameters, plain_module
 from interp._errors import InterpError
+from interp._weights.checkpoint import Checkpoint
+from interp._weights.parameters import Assembled, entries, module_shapes, parameters_of
+from interp._weights.stored import Stored
 
 _SAMPLE = 64  # entries of each tensor, evenly spread
 # What a config says of its file, or of how the model is run, and not of what it computes.
@@ -99,6 +102,23 @@ def identity_of(module: Any, name: str = "", originals: Mapping[int, Tensor] = {
     return Identity(name, stable_config(config.to_dict() if config is not None else {}), weights)
 
 
+def identity_on_disk(checkpoint: Checkpoint, name: str = "") -> Identity | None:
+    """The identity that a module loaded from this checkpoint would have, from a few reads.
+
+    None where the checkpoint has no config that transformers knows.
+    """
+    shapes = module_shapes(checkpoint)
+    if shapes is None:
+        return None
+    held = parameters_of(checkpoint)
+    embedding = next((h for h in held.values() if h.parts[0].module == "embed"), None)
+    weights = {}
+    for key in shapes:
+        found = held.get(key, embedding)  # what is missing is the tied head
+        weights[key] = digest_on_disk(found.source) if found is not None else ""
+    return Identity(name or checkpoint.source, stable_config(checkpoint.config), weights)
+
+
 def stable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that changes what a model computes, as plain JSON values."""
     return {
@@ -114,9 +134,24 @@ def digest(tensor: Tensor) -> str:
     if tensor.is_meta or not tensor.is_floating_point():
         return f"{shape}:"
     flat = tensor.detach().reshape(-1)
-    step = max(1, flat.numel() // _SAMPLE)
-    sample = flat[::step][:_SAMPLE].to("cpu", torch.bfloat16).view(torch.int16)
-    return f"{shape}:{hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:12]}"
+    return f"{shape}:{_hash(flat[:: _step(flat.numel())][:_SAMPLE])}"
+
+
+def digest_on_disk(source: Stored | Assembled) -> str:
+    """The digest of a tensor of which only the sample is read."""
+    shape = ",".join(map(str, source.shape))
+    numel = torch.Size(source.shape).numel()
+    index = torch.arange(0, numel, _step(numel))[:_SAMPLE]
+    return f"{shape}:{_hash(entries(source, index))}"
+
+
+def _step(numel: int) -> int:
+    return max(1, numel // _SAMPLE)
+
+
+def _hash(sample: Tensor) -> str:
+    rounded = sample.to("cpu", torch.bfloat16).view(torch.int16)
+    return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()[:12]
 
 
 def _plain(value: Any) -> Any:
