@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from interp import InterpError
-from studies._stats import cluster_mean
+from interp._estimate import cluster_mean, share
 
 
 def test_mean_is_over_observations_and_interval_covers_it() -> None:
@@ -73,3 +73,33 @@ def test_one_cluster_has_no_interval_and_says_so() -> None:
 def test_no_observations_are_refused() -> None:
     with pytest.raises(InterpError, match="no observations"):
         cluster_mean([], [])
+
+
+def test_students_interval_of_unequal_clusters_is_centred_on_the_mean_and_covers() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        sizes = rng.integers(1, 9, 12)
+        people = np.repeat(np.arange(12), sizes)
+        values = rng.normal(0.3, 1.0, 12)[people] + rng.normal(0, 0.2, len(people))
+        got = cluster_mean(values.tolist(), people.tolist(), bounds=None)
+        assert (got.low + got.high) / 2 == pytest.approx(got.mean)
+        covered += got.low <= 0.3 <= got.high
+    assert covered >= 264  # Binomial(300, .93) is below with probability under 1e-3
+
+
+def test_a_bound_that_is_infinite_on_one_side_only_cuts_the_interval() -> None:
+    free = cluster_mean([0.0, 0.1, 3.0], [0, 1, 2], bounds=None)
+    cut = cluster_mean([0.0, 0.1, 3.0], [0, 1, 2], bounds=(0.0, math.inf))
+    assert free.low < 0 == cut.low
+    assert cut.high == free.high
+
+
+def test_share_is_clopper_and_pearsons() -> None:
+    from scipy.stats import binomtest
+
+    for hits, trials in ((0, 7), (3, 7), (7, 7)):
+        got, expected = share(hits, trials), binomtest(hits, trials).proportion_ci(0.95, "exact")
+        assert (got.low, got.high) == pytest.approx((expected.low, expected.high))
+    with pytest.raises(InterpError, match="no observations"):
+        share(0, 0)
