@@ -13,6 +13,7 @@ from interp._errors import InterpError
 from interp._weights.stored import Stored, whole
 
 
+@runtime_checkable
 class Unread(Protocol):
     """A tensor that is read, or drawn, when it is needed."""
 
