@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from interp._edit.affine import Affine
 from interp._edit.change import wide
 from interp._edit.clock import Clock, PromptLength
+from interp._edit.coefficients import coefficients, expert_coefficients
 from interp._edit.delta import Delta
 from interp._edit.parameters import (
     Parameter,
@@ -153,18 +153,14 @@ def _function(
     affine: Affine, port: Port, clock: Clock | None
 ) -> Callable[[Tensor, Site], Tensor | None]:
     """What the hook computes."""
-    if isinstance(port, ExpertPort):
-        if affine.per_prompt:
-            raise InterpError(f"{affine.site}: expert neurons take no shift per prompt and token")
-        coefficients = partial(_expert_coefficients, affine, port)
-    else:
-        coefficients = partial(_coefficients, affine)
+    if isinstance(port, ExpertPort) and affine.per_prompt:
+        raise InterpError(f"{affine.site}: expert neurons take no shift per prompt and token")
     kept: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = {}
 
     def edit(x: Tensor, _site: Site) -> Tensor:
         key = (x.device, x.dtype, x.shape[2:])
         if key not in kept:
-            kept[key] = coefficients(x)
+            kept[key] = _coefficients(affine, port, x)
         scale, shift = kept[key]
         if isinstance(port, ExpertPort):  # the coefficients of every expert: those of each row
             ids = port.expert_ids
@@ -185,95 +181,15 @@ def _function(
     return edit
 
 
-def _coefficients(affine: Affine, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """(scale, shift) over the whole site, each None where it changes nothing."""
-    shape = tuple(x.shape[2:])  # [head d_head], [d_mlp] or [d_model]
+def _coefficients(affine: Affine, port: Port, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """(scale, shift) for tensors like `x`, where it lives; of every expert where there are any."""
     dtype = wide(x.dtype)
-    index = None if affine.index is None else _within(affine, shape[0])
-    scale = shift = None
-    if affine.scales:
-        given = affine.scale.to(dtype)
-        if affine.heads and given.ndim == 1:
-            given = given[:, None]
-        full = torch.ones(shape[0], given.shape[-1] if given.ndim == 2 else 1, dtype=dtype)
-        full = full if affine.heads else full[:, 0]
-        scale = _placed(affine, "scale", full, given, index, shape)
-    if affine.shift is not None:
-        given = affine.shift.to(dtype)
-        lead = given.shape[:2] if affine.per_prompt else ()
-        shift = _placed(
-            affine, "shift", torch.zeros(*lead, *shape, dtype=dtype), given, index, shape
-        )
-    return tuple(None if c is None else c.to(x.device) for c in (scale, shift))  # type: ignore[return-value]
-
-
-def _placed(
-    affine: Affine, name: str, full: Tensor, given: Tensor, index: Tensor | None, shape: Any
-) -> Tensor:
-    """`given` written into the chosen units of `full`."""
-    units = -2 if affine.heads else -1
-    try:
-        if index is None:
-            full.copy_(given.expand(full.shape) if given.ndim else given.expand_as(full))
-        elif units == -2:
-            full[..., index, :] = given
-        else:
-            full[..., index] = given
-    except RuntimeError as error:
-        raise InterpError(
-            f"the {name} at {affine.site} has shape {list(getattr(affine, name).shape)}; this "
-            f"model's {affine.site} is [batch pos {' '.join(map(str, shape))}]"
-        ) from error
-    return full
-
-
-def _within(affine: Affine, units: int) -> Tensor:
-    index = affine.index or ()
-    noun = "head" if affine.heads else "neuron"
-    if isinstance(index[0], tuple):
-        raise InterpError(
-            f"{affine.site} is dense here, so its neurons are numbers and not pairs such as "
-            f"{index[0]}"
-        )
-    worst = max(index)  # type: ignore[type-var]
-    if worst >= units:  # type: ignore[operator]
-        raise InterpError(
-            f"{affine.site} has {noun}s 0 to {units - 1}, and the edit names {noun} {worst}"
-        )
-    return torch.tensor(index)
-
-
-def _expert_coefficients(
-    affine: Affine, port: ExpertPort, x: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """(scale, shift) of each expert's neurons: [expert d_mlp]."""
-    experts, width, dtype = int(port.experts.num_experts), x.shape[-1], wide(x.dtype)
-    if affine.index is None:
-        scale = affine.scale.to(x.device, dtype) if affine.scales else None
-        shift = None if affine.shift is None else affine.shift.to(x.device, dtype)
-        shift = None if shift is None else shift.expand(experts, width)
-        return scale, shift
-    if not isinstance(affine.index[0], tuple):
-        raise InterpError(
-            f"{affine.site} is a mixture of {experts} experts, so its neurons are (expert, neuron) "
-            f"pairs and not numbers such as {affine.index[0]}"
-        )
-    pairs = torch.tensor(affine.index)
-    worst = pairs.max(dim=0).values.tolist()
-    if worst[0] >= experts or worst[1] >= width:
-        raise InterpError(
-            f"{affine.site} has experts 0 to {experts - 1} with neurons 0 to {width - 1}, and the "
-            f"edit names expert {worst[0]}, neuron {worst[1]} at the highest"
-        )
-    scale, shift = None, None
-    if affine.scales:
-        scale = torch.ones(experts, width, dtype=dtype)
-        scale[pairs[:, 0], pairs[:, 1]] = affine.scale.to(dtype)
-        scale = scale.to(x.device)
-    if affine.shift is not None:
-        shift = torch.zeros(experts, width, dtype=dtype)
-        shift[pairs[:, 0], pairs[:, 1]] = affine.shift.to(dtype)
-        shift = shift.to(x.device)
+    if isinstance(port, ExpertPort):
+        experts = int(port.experts.num_experts)
+        found = expert_coefficients(affine, experts, x.shape[-1], dtype)
+    else:
+        found = coefficients(affine, tuple(x.shape[2:]), dtype)
+    scale, shift = (None if c is None else c.to(x.device) for c in found)
     return scale, shift
 
 
