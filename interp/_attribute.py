@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from interp._answers import text_of
-from interp._attribute_baseline import (
-    Baseline,
-    Baselines,
-    find_baselines,
-    n_experts,
-    refuse_zero,
+from interp._attribute_baseline import Baseline, find_baselines, n_experts, refuse_zero
+from interp._attribute_methods import (
+    AlongPath,
+    OneByOne,
+    Recorded,
+    end_point,
+    gauss_legendre,
+    record,
 )
-from interp._attribute_methods import UNITS, Method, Recorded, along_path, one_by_one, path, record
 from interp._attribute_plan import prompt_chunks, site_groups
 from interp._attribute_target import LogitFunction, Target, bind
 from interp._attribution import Attribution
@@ -30,6 +31,7 @@ from interp._ports import Port
 from interp._reading import reading, require_unembed
 from interp._site import KINDS, Site
 
+Method = Literal["integrated_gradients", "gradient_x_activation", "ablation"]
 _KINDS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
 _ALLOWED = 0.01  # completeness error
 
@@ -103,48 +105,53 @@ def attribute(
     require_unembed(handle)
     batch = handle.batch(prompts)
     ports = _ports(handle, site, by)
-    if method not in get_args(Method):
-        raise InterpError(f"method={method!r}: expected one of {', '.join(get_args(Method))}")
-    points = None if method == "ablation" else path(method, nodes)
+    find = _method(method, nodes, heads=by == "head")
     bound = bind(target, handle, batch)
     baselines = find_baselines(handle, batch, ports, baseline, reference)
     if method == "integrated_gradients":
         refuse_zero(handle.anatomy, baselines)
-    n_rows = UNITS if points is None else len(points[0]) + 1
-    longest, sites = int(batch.lengths.max()), list(ports)
-    groups = (
-        [[site] for site in sites]
-        if points is None
-        else site_groups(handle.anatomy, sites, longest, n_rows)
-    )
-    chunks = prompt_chunks(handle.anatomy, groups, batch.lengths, n_rows)
+    groups = [[one] for one in ports]
+    if find.together:
+        longest = int(batch.lengths.max())
+        groups = site_groups(handle.anatomy, list(ports), longest, find.n_rows)
+    chunks = prompt_chunks(handle.anatomy, groups, batch.lengths, find.n_rows)
+    meta = {
+        "model": handle.name or type(handle.module).__name__,
+        "revision": handle.revision,
+        "method": method,
+        "target": bound.kind,
+        "baseline": {str(site): name for site, name in baselines.names.items()},
+        "nodes": nodes,
+        "by": by,
+        "n_layers": handle.anatomy.n_layers,
+    }
     parts = []
-    bar = tqdm(
-        total=len(batch) * len(sites), desc="attribute", delay=2, leave=False, disable=not progress
-    )
-    # A tensor made in inference mode could not enter a graph.
+    bar = tqdm(total=len(batch) * len(ports), desc="attribute", delay=2, disable=not progress)
+    # Tensors made in inference mode could not enter a graph.
     with torch.inference_mode(False), reading(handle), bar:
         for rows in chunks:
             of = record(handle, batch, rows, ports, baselines, bound)
             values: dict[Site, Tensor] = {}
-            at_baseline: dict[Site, Tensor] = {}
+            starts: dict[Site, Tensor] = {}
             for group in groups:
-                if points is None:
-                    (only,) = group
-                    found = one_by_one(of, only, heads=by == "head")
-                    values[only], at_baseline[only] = found
-                else:
-                    found_all = along_path(of, group, *points)
-                    values |= found_all[0]
-                    at_baseline |= found_all[1]
+                found = find(of, group)
+                values |= found[0]
+                starts |= found[1]
                 bar.update(len(rows) * len(group))
-            if by == "head" and points is not None:
-                values = {site: value.sum(-1) for site, value in values.items()}
-            meta = _meta(handle, of, baselines, method, bound.kind, nodes, by)
-            parts.append(_as_record(handle, of, values, at_baseline, meta))
+            parts.append(_as_record(handle, of, values, starts, meta))
             if check and method == "integrated_gradients":
-                _require_complete(parts[-1], rows, nodes)
+                _require_complete(handle, parts[-1], rows)
     return _joined(parts, torch.cat(chunks))
+
+
+def _method(method: str, nodes: int, *, heads: bool) -> AlongPath | OneByOne:
+    if method == "integrated_gradients":
+        return gauss_legendre(nodes, heads=heads)
+    if method == "gradient_x_activation":
+        return end_point(heads=heads)
+    if method == "ablation":
+        return OneByOne(heads)
+    raise InterpError(f"method={method!r}: expected one of {', '.join(get_args(Method))}")
 
 
 def _ports(model: Model, site: str | Site | Iterable[str | Site], by: str) -> dict[Site, Port]:
@@ -164,60 +171,44 @@ def _ports(model: Model, site: str | Site | Iterable[str | Site], by: str) -> di
     return {site: ports[site] for site in order}
 
 
-def _meta(
-    model: Model,
-    of: Recorded,
-    baselines: Baselines,
-    method: str,
-    target: str,
-    nodes: int,
-    by: str,
-) -> dict[str, Any]:
-    return {
-        "model": model.name or type(model.module).__name__,
-        "revision": model.revision,
-        "method": method,
-        "target": target,
-        "baseline": {str(site): name for site, name in baselines.names.items()},
-        "nodes": nodes,
-        "by": by,
-        "n_layers": model.anatomy.n_layers,
-        "n_experts": {str(site): n_experts(model, site) for site in of.expert_ids},
-        "eps": torch.finfo(of.recording.streams[0].dtype).eps,
-    }
-
-
 def _as_record(
     model: Model,
     of: Recorded,
-    values: Mapping[Site, Tensor],
-    at_baseline: Mapping[Site, Tensor],
+    values: dict[Site, Tensor],
+    starts: dict[Site, Tensor],
     meta: dict[str, Any],
 ) -> Attribution:
-    answers = [text_of(model, token) if token >= 0 else "" for token in of.tokens.tolist()]
+    tokens = of.tokens.tolist()
     return Attribution(
         {site: values[site].cpu() for site in of.ports},
         of.output.cpu(),
-        torch.stack([at_baseline[site].cpu() for site in of.ports], dim=1),
-        answers,
+        torch.stack([starts[site].cpu() for site in of.ports], dim=1),
+        [text_of(model, token) if token >= 0 else "" for token in tokens],
         {site: ids.cpu() for site, ids in of.expert_ids.items()},
-        meta,
+        meta
+        | {
+            "n_experts": {str(site): n_experts(model, site) for site in of.expert_ids},
+            "eps": torch.finfo(of.recording.streams[0].dtype).eps,
+        },
     )
 
 
-def _require_complete(part: Attribution, rows: Int[Tensor, " prompt"], nodes: int) -> None:
+def _require_complete(model: Model, part: Attribution, rows: Int[Tensor, " prompt"]) -> None:
     error = part.completeness.nan_to_num(nan=float("inf"))
     if bool((error <= _ALLOWED).all()):
         return
     row, column = divmod(int(error.argmax()), error.shape[1])
     site = part.sites[column]
     change = float(part.output[row] - part.baseline_output[row, column])
-    half = "load the model in float32, or " if part.meta["eps"] > 1e-4 else ""
+    advice = f"use more nodes than {part.meta['nodes']}, a nearer baseline such as 'mean'"
+    if any(block.experts is not None for block in model.anatomy.blocks):
+        advice = "experts may switch along the path, which no gradient sees: use method='ablation'"
+    if part.meta["eps"] > 1e-4:
+        advice = f"load the model in float32, {advice}"
     raise InterpError(
         f"prompt {int(rows[row])}, {site}: the parts sum to {float(part[site][row].sum()):.4g} "
         f"where the target changes by {change:.4g}, off by {float(error[row, column]):.1%} and "
-        f"over the 1 % allowed; {half}use more nodes than {nodes}, baseline='mean', or check=False "
-        f"to have the values with their completeness error"
+        f"over the 1 % allowed; {advice}, or check=False to have the values with their error"
     )
 
 

@@ -17,7 +17,7 @@ from interp._errors import InterpError
 from interp._model import Model
 from interp._site import Site, expand
 
-Baseline = str | Tensor | Mapping[Any, Tensor]
+Baseline = str | Tensor | Mapping[Any, Any]  # site or pattern -> tensor
 _FORMS = (
     "expected 'zero', 'mean', a tensor that broadcasts to [batch *unit], or a mapping from site to "
     "such a tensor"

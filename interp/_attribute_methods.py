@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp._attribute_baseline import Baselines
 from interp._attribute_sweep import Score, gradients_at, values_at
@@ -18,13 +17,15 @@ from interp._attribute_target import BoundTarget
 from interp._batch import Batch
 from interp._errors import InterpError
 from interp._experts import ExpertPort
+from interp._forward import run
+from interp._hooks import in_use
 from interp._model import Model
 from interp._ports import Port
 from interp._replay import Replay, replay, replay_last
 from interp._site import Site
 
-Method = Literal["integrated_gradients", "gradient_x_activation", "ablation"]
-UNITS = 256  # ablated in one pass
+# For each site: a number for each unit [prompt *unit], and the target at the baseline [prompt].
+Found = tuple[dict[Site, Tensor], dict[Site, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ def record(
     baselines: Baselines,
     target: BoundTarget,
 ) -> Recorded:
-    """Run these prompts once and keep what their last token needs to be run again."""
+    """Run these prompts once and keep what their last token needs to be run again.
+
+    Raises:
+        InterpError: an edit is applied that acts otherwise on a token after its cached prefix.
+    """
     prompts = [batch.input_ids[i][batch.attention_mask[i].bool()].tolist() for i in rows.tolist()]
     seen: dict[Site, Tensor] = {}
 
@@ -72,8 +77,11 @@ def record(
         for port in ports.values():
             stack.enter_context(port.attach(read, reads=True))
         again = replay if max(map(len, prompts)) == 1 else replay_last
-        recording = again(model, model.batch(prompts, padding="left"))
+        padded = model.batch(prompts, padding="left")
+        recording = again(model, padded)
         ids = {s: p.expert_ids[:, 0].clone() for s, p in ports.items() if isinstance(p, ExpertPort)}
+    if in_use(model.anatomy.module):
+        _require_same_as_whole(recording, run(model.module, padded.inputs).logits[:, -1])
     activations = {site: _precise(seen[site]) for site in ports}
     score, tokens = target.score(model.anatomy, rows, recording.logits[:, -1].float())
     prompt = torch.arange(len(rows), device=recording.streams[-1].device)
@@ -89,54 +97,100 @@ def record(
     )
 
 
-def path(method: Method, nodes: int) -> tuple[Tensor, Tensor]:
-    """Points on the line from the baseline (0) to the activation (1), and their weights.
+def _require_same_as_whole(recording: Replay, whole: Float[Tensor, "prompt vocab"]) -> None:
+    """Edits may count positions, and the prefix was run without its last token."""
+    gap = float((recording.logits[:, -1] - whole).abs().max() / whole.abs().max())
+    if not gap <= max(1e-3, 16 * torch.finfo(whole.dtype).eps):
+        raise InterpError(
+            f"an edit in force gives other logits in one forward than on a last token after its "
+            f"cached prefix (off by {gap:.1%}), as edits at counted positions do; attribute with "
+            f"edits that act on every position, or bake it into the weights"
+        )
+
+
+@dataclass(frozen=True)
+class AlongPath:
+    """(a - a') * sum_k weight_k dF/da at a' + point_k (a - a'), and F at a', for all sites at once.
+
+    Args:
+        points: on the line from the baseline (0) to the activation (1).
+        weights: theirs.
+        heads: sum the units of each head.
+    """
+
+    points: Float[Tensor, " node"]
+    weights: Float[Tensor, " node"]
+    heads: bool
+    together = True
+
+    @property
+    def n_rows(self) -> int:
+        """The points, and the baseline itself."""
+        return len(self.points) + 1
+
+    def __call__(self, of: Recorded, sites: Sequence[Site]) -> Found:
+        # The baseline comes along with no weight: its value is what the parts have to account for.
+        points = torch.cat([self.points, self.points.new_zeros(1)])
+        variants = {}
+        for site in sites:
+            start = of.baselines[site][:, None]
+            steps = points.to(start).view(1, -1, *[1] * (start.ndim - 2))
+            variants[site] = start + steps * (of.activations[site][:, None] - start)
+        found, gradients = gradients_at(of.recording, of.ports, variants, of.score)
+        values = {}
+        for site, gradient in gradients.items():
+            mean = torch.einsum("k,pk...->p...", self.weights.to(gradient), gradient[:, :-1])
+            value = (of.activations[site] - of.baselines[site]) * mean
+            values[site] = value.sum(-1) if self.heads else value
+        return values, {site: scores[:, -1] for site, scores in found.items()}
+
+
+def gauss_legendre(nodes: int, *, heads: bool) -> AlongPath:
+    """Integrated gradients: exact for polynomials of degree 2 * nodes - 1.
 
     Raises:
         InterpError: fewer than one node.
     """
-    if method == "gradient_x_activation":
-        return torch.ones(1), torch.ones(1)
     if nodes < 1:
         raise InterpError(f"nodes={nodes}: expected at least 1")
     points, weights = np.polynomial.legendre.leggauss(nodes)  # on [-1, 1]
-    return torch.from_numpy((points + 1) / 2), torch.from_numpy(weights / 2)
+    return AlongPath(torch.from_numpy((points + 1) / 2), torch.from_numpy(weights / 2), heads)
 
 
-def along_path(
-    of: Recorded, sites: Sequence[Site], points: Tensor, weights: Tensor
-) -> tuple[dict[Site, Tensor], dict[Site, Float[Tensor, " prompt"]]]:
-    """(a - a') * sum_k weight_k dF/da at a' + point_k (a - a'), and F at a'; one pass for all."""
-    variants = {}
-    for site in sites:
-        start, change = of.baselines[site], of.activations[site] - of.baselines[site]
-        # The baseline itself comes along, with no weight: its value is what completeness needs.
-        steps = torch.cat([points, points.new_zeros(1)]).to(start)
-        steps = steps.view(1, -1, *[1] * (start.ndim - 1))
-        variants[site] = start[:, None] + steps * change[:, None]
-    found, gradients = gradients_at(of.recording, of.ports, variants, of.score)
-    values = {}
-    for site, gradient in gradients.items():
-        mean = torch.einsum("k,pk...->p...", weights.to(gradient), gradient[:, : len(weights)])
-        values[site] = (of.activations[site] - of.baselines[site]) * mean
-    return values, {site: scores[:, -1] for site, scores in found.items()}
+def end_point(*, heads: bool) -> AlongPath:
+    """Gradient x activation: the slope where the model is, taken for the whole path."""
+    return AlongPath(torch.ones(1), torch.ones(1), heads)
 
 
-def one_by_one(of: Recorded, site: Site, *, heads: bool) -> tuple[Tensor, Float[Tensor, " prompt"]]:
-    """F - F with one unit (or head) at its baseline, for each, and F with all of them there."""
-    activation, baseline = of.activations[site], of.baselines[site]
-    unit_shape = activation.shape[1:2] if heads else activation.shape[1:]
-    n = unit_shape.numel()
-    tail = activation.flatten(1).shape[1] // n
-    flat = activation.flatten(1).unflatten(1, (n, tail))
-    absent = baseline.flatten(1).unflatten(1, (n, tail))
-    effects = []
-    for units in torch.arange(n, device=flat.device).split(UNITS):
-        left_out = torch.nn.functional.one_hot(units, n).bool()[None, :, :, None]
-        variant = torch.where(left_out, absent[:, None], flat[:, None])
-        effects.append(_value(of, site, variant.view(len(flat), len(units), *activation.shape[1:])))
-    values = of.output[:, None] - torch.cat(effects, dim=1)
-    return values.unflatten(1, unit_shape), _value(of, site, baseline[:, None])[:, 0]
+@dataclass(frozen=True)
+class OneByOne:
+    """F - F with one unit at its baseline, for each, and F with all of them there.
+
+    Args:
+        heads: a unit is a whole head.
+    """
+
+    heads: bool
+    n_rows = 256  # units in one pass
+    together = False
+
+    def __call__(self, of: Recorded, sites: Sequence[Site]) -> Found:
+        (site,) = sites
+        activation, baseline = of.activations[site], of.baselines[site]
+        units = activation.shape[1:2] if self.heads else activation.shape[1:]
+        present = activation.reshape(len(activation), units.numel(), -1)
+        absent = baseline.reshape(present.shape)
+        without = []
+        for some in torch.arange(units.numel(), device=present.device).split(self.n_rows):
+            chosen = nn.functional.one_hot(some, units.numel()).bool()[None, :, :, None]
+            variants = torch.where(chosen, absent[:, None], present[:, None])
+            shape = (len(activation), len(some), *activation.shape[1:])
+            without.append(_value(of, site, variants.reshape(shape)))
+        effect = of.output[:, None] - torch.cat(without, dim=1)
+        return (
+            {site: effect.unflatten(1, units)},
+            {site: _value(of, site, baseline[:, None])[:, 0]},
+        )
 
 
 def _value(of: Recorded, site: Site, variants: Tensor) -> Float[Tensor, "prompt row"]:

@@ -28,10 +28,10 @@ def draw(one: Attribution, ax: Axes | None) -> Axes:
 def _heads(one: Attribution, ax: Axes | None) -> Axes:
     """Layer x head: what each head adds, its units summed."""
     values = [value[0].double() for value in one.values.values()]
-    heads = torch.stack([value if value.ndim == 1 else value.sum(-1) for value in values])
+    heads = torch.stack([v if v.ndim == 1 else v.sum(-1) for v in values]).numpy()
     n_layers, n_heads = heads.shape
     ax = _axes(ax, max(4.0, 0.4 * n_heads + 2), max(3.0, 0.35 * n_layers + 1.2))
-    limit = float(heads.abs().max()) or 1.0
+    limit = float(abs(heads).max()) or 1.0
     image = ax.imshow(heads, origin="lower", aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit)
     ax.set_xticks(range(n_heads))
     ax.set_yticks(range(n_layers), [str(site.layer) for site in one.values])

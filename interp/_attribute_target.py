@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from interp._batch import Batch
 from interp._errors import InterpError
 from interp._model import Model
 
-Kind = Literal["prob", "logprob", "logit", "logit_difference"]
+KINDS = ("prob", "logprob", "logit", "logit_difference")
 LogitFunction = Callable[[Tensor], Tensor]  # [row vocab] -> [row], each row on its own
 
 
@@ -37,15 +37,15 @@ class Target:
         Target(kind='logit_difference', answers=' Paris', versus=' Rome')
     """
 
-    kind: Kind
+    kind: str
     answers: Answers | None = None
     versus: Answers | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
+        if self.kind not in KINDS:
             raise InterpError(
-                f"target {self.kind!r}: expected one of {', '.join(map(repr, get_args(Kind)))} (as "
-                f"in Target('prob', ' Paris') for a given answer), or a function of logits"
+                f"target {self.kind!r}: expected one of {', '.join(map(repr, KINDS))} (for a given "
+                f"answer as in Target('prob', ' Paris')), or a function of logits"
             )
         if self.versus is not None and self.kind != "logit_difference":
             raise InterpError(f"target {self.kind!r} takes no versus; use 'logit_difference'")
@@ -111,7 +111,7 @@ def bind(target: Any, model: Model, batch: Batch) -> BoundTarget:
     if callable(target):
         return BoundTarget("function", target)
     if isinstance(target, str):
-        target = Target(target)  # type: ignore[arg-type]  # refused there, with the valid names
+        target = Target(target)
     if not isinstance(target, Target):
         raise InterpError(
             f"target is a {type(target).__name__}; expected 'prob', 'logprob', 'logit', "

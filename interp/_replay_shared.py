@@ -82,16 +82,17 @@ def _run_shared(recording: Replay, cache: Cache, layer: int, stream: Tensor) -> 
 
 def _prefix_and_itself(
     mask: Tensor | None, past: int, stream: Float[Tensor, "prompt row d_model"]
-) -> Bool[Tensor, "_ 1 row key"] | Float[Tensor, "_ 1 row key"]:
-    """Each row sees of the prefix what the last token saw, and of the rows itself."""
+) -> Bool[Tensor, "_ _ row key"] | Float[Tensor, "_ _ row key"]:
+    """Each row sees the prefix and itself as the last token did, and no other row."""
     n_rows = stream.shape[1]
-    itself = torch.eye(n_rows, dtype=torch.bool, device=stream.device)
     if mask is None:  # SDPA does without one where everything is seen
-        mask = itself.new_ones(1, 1, 1, past)
-    prefix = mask[..., :past].expand(-1, -1, n_rows, -1)
-    if mask.dtype != torch.bool:  # added to the scores
-        itself = torch.where(itself, 0.0, torch.finfo(mask.dtype).min).to(mask.dtype)
-    return torch.cat([prefix, itself.expand(len(mask), 1, -1, -1)], dim=-1)
+        mask = torch.ones(1, 1, 1, past + 1, dtype=torch.bool, device=stream.device)
+    # A boolean mask says what is seen; the other kind is added to the scores.
+    unseen = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    mask = mask.expand(-1, -1, n_rows, -1)
+    itself = torch.eye(n_rows, dtype=torch.bool, device=mask.device)
+    rows = torch.where(itself, mask[..., past:], torch.tensor(unseen, dtype=mask.dtype))
+    return torch.cat([mask[..., :past], rows], dim=-1)
 
 
 def _arguments(recording: Replay, layer: int) -> dict[str, Any]:
