@@ -1,0 +1,132 @@
+"""How one tensor of a baked checkpoint is computed: `scale * (W + changes) + shift`, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from interp._edit.change import Change, wide
+
+Read = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Through:
+    """`factor * (W @ vector)`: what a vector at a projection's input adds to its output.
+
+    Args:
+        weight: the projection's matrix, before anything is folded into it.
+        vector: [in], or [expert in].
+        transposed: the matrix is stored [in out] (GPT-2, GPT-OSS).
+        factor: [] or [out].
+    """
+
+    weight: str
+    vector: Tensor
+    transposed: bool
+    factor: Tensor
+
+    def added(self, matrix: Tensor) -> Tensor:
+        """[out], or [expert out]."""
+        matrix = matrix if self.transposed else matrix.mT
+        vector = self.vector.to(matrix)
+        return (vector[..., None, :] @ matrix)[..., 0, :] * self.factor.to(matrix)
+
+
+@dataclass
+class Fold:
+    """`scale * (W + offset) - offset + shift + through`; offset is 1 where a norm stores w - 1."""
+
+    scale: Tensor | None = None
+    offset: float = 0.0
+    shift: Tensor | None = None
+    through: list[Through] = field(default_factory=list)
+
+    def applied_to(self, weight: Tensor, raw: Read) -> Tensor:
+        """The folded tensor; `raw(name)` gives matrices before folding."""
+        if self.scale is not None:
+            weight = (weight + self.offset) * self.scale.to(weight) - self.offset
+        if self.shift is not None:
+            weight = weight + self.shift.to(weight)
+        for term in self.through:
+            weight = weight + term.added(raw(term.weight))
+        return weight
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A tensor that differs from the base: what it starts from, its changes, then its fold.
+
+    Args:
+        source: a tensor of the base; None where the base has none, which means zeros.
+        shape: of the tensor.
+        changes: weight changes, in order.
+        fold: what affine maps do to it.
+    """
+
+    source: str | None
+    shape: tuple[int, ...]
+    changes: tuple[Change, ...] = ()
+    fold: Fold | None = None
+
+
+@dataclass(frozen=True)
+class Realised:
+    """What became of one tensor's change on rounding to the dtype it is stored in."""
+
+    dtype: str
+    intended: float  # norm of the change in float32
+    stored: float  # norm of the change that is stored
+    cosine: float  # of the two
+    moving: int  # coordinates that should move
+    unmoved: int  # those of them that did not
+
+
+def cook(
+    recipes: Mapping[str, Recipe], name: str, read: Read, dtype: torch.dtype
+) -> tuple[Tensor, Realised]:
+    """Compute one tensor, and what rounding left of its change.
+
+    Args:
+        recipes: all of them: a bias may need its projection's matrix after its changes.
+        name: which one.
+        read: tensors of the base, in their own dtype.
+        dtype: what new tensors are stored in; others keep theirs.
+    """
+    recipe = recipes[name]
+    before = (
+        read(recipe.source) if recipe.source is not None else torch.zeros(recipe.shape, dtype=dtype)
+    )
+
+    def raw(weight: str) -> Tensor:
+        other = recipes.get(weight)
+        start = read(weight if other is None or other.source is None else other.source)
+        return _changed(start, () if other is None else other.changes)
+
+    after = _changed(before, recipe.changes)
+    if recipe.fold is not None:
+        after = recipe.fold.applied_to(after, raw)
+    stored = after.to(before.dtype)
+    return stored, _realised(before, after, stored)
+
+
+def _changed(weight: Tensor, changes: tuple[Change, ...]) -> Tensor:
+    weight = weight.to(wide(weight.dtype))
+    for change in changes:
+        weight = change.applied_to(weight)
+    return weight
+
+
+def _realised(before: Tensor, after: Tensor, stored: Tensor) -> Realised:
+    start = before.to(after.dtype)
+    intended, realised = (after - start).reshape(-1), (stored.to(after.dtype) - start).reshape(-1)
+    norms = [float(torch.linalg.vector_norm(x)) for x in (intended, realised)]
+    inner = float(torch.dot(intended, realised))
+    cosine = min(inner / (norms[0] * norms[1]), 1.0) if norms[0] and norms[1] else float("nan")
+    moving = intended != 0
+    unmoved = int((moving & (realised == 0)).sum())
+    dtype = str(stored.dtype).removeprefix("torch.")
+    return Realised(dtype, *norms, cosine, int(moving.sum()), unmoved)
