@@ -62,6 +62,12 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "tokenizer": tokenizer,
         "model": model,
         "texts": texts,
+        "rollouts": [
+            {"problem": p, "model": m, "text": f"{p} + {i} = {p + i}; {m} {i}", "correct": i < 2}
+            for p in (1, 2)
+            for m in ("base", "rl")
+            for i in range(4)
+        ],
         "prompt": texts[0],
         "batch": model.batch(texts[:2]),
         "input_ids": model.batch(texts[0]).input_ids,
