@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp import InterpError, Model
 from interp._answers import answer_tokens
 from interp._batch import Batch
+from interp._forward import run
+from interp._model import as_model
+from interp._reading import reading
 
 _ROWS = 64  # questions a forward
 
@@ -105,6 +108,27 @@ def ask(model: Model, questions: Sequence[Question]) -> Iterator[Asked]:
             for row, tokens in enumerate(first):
                 allowed[row, tokens[1:] or slice(None)] = True
         yield Asked(batch, torch.tensor([tokens[0] for tokens in first]), allowed)
+
+
+def answered_rightly(
+    model: Model | nn.Module, questions: Sequence[Question]
+) -> Bool[Tensor, " question"]:
+    """Which questions the model answers rightly: its likeliest allowed token begins the answer.
+
+    Examples:
+        >>> asked = [iv.Question("Options: A Rome, B Oslo. Answer:", " A", (" A", " B"))]
+        >>> accuracy = iv.answered_rightly(model, asked).float().mean()
+    """
+    handle = as_model(model)
+    check_questions(questions, "given")
+    found = []
+    for asked in ask(handle, questions):
+        with reading(handle):
+            logits = run(handle.module, asked.batch.inputs).logits
+            columns = (asked.batch.starts + asked.batch.lengths - 1).to(logits.device)
+            last = logits[torch.arange(len(logits), device=logits.device), columns].float()
+        found.append(asked.correct(last))
+    return torch.cat(found)
 
 
 def last_logits(model: Model, stream: Tensor, batch: Batch) -> Float[Tensor, "question vocab"]:
