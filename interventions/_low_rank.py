@@ -50,7 +50,7 @@ def lora(adapter: str | Path, base: Source) -> Edit:
         InterpError: no plain LoRA adapter, one that does not fit the base.
 
     Examples:
-        >>> edit = iv.lora(path_to_adapter, module)
+        >>> edit = iv.lora("adapter/", "base/")
         >>> with edit.applied(module):
         ...     logits = module(input_ids).logits
 

@@ -48,6 +48,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     (tmp_path / "path" / "to" / "checkpoint").symlink_to(organisms.path("base"))
     (tmp_path / "base").symlink_to(organisms.path("base"))
     (tmp_path / "sft").symlink_to(organisms.path("base"))
+    (tmp_path / "adapter").symlink_to(organisms.path("unlearn"))
     module, tokenizer = organisms.load("base")
     organisms.load("unlearn")[0].bfloat16().save_pretrained(tmp_path / "rl")
     model = interp.load(module, tokenizer=tokenizer)
