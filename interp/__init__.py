@@ -5,6 +5,8 @@ from interp._answers import answer_logprob
 from interp._attribute import attribute
 from interp._attribute_target import Target
 from interp._attribution import Attribution
+from interp._bake.bake import bake
+from interp._bake.report import BakeReport
 from interp._batch import Batch
 from interp._capture import capture, capture_corpus, capture_generation
 from interp._compare import compare
@@ -32,6 +34,7 @@ __all__ = [
     "Activations",
     "Affine",
     "Attribution",
+    "BakeReport",
     "Batch",
     "Delta",
     "Dense",
@@ -54,6 +57,7 @@ __all__ = [
     "WeightDiff",
     "answer_logprob",
     "attribute",
+    "bake",
     "capture",
     "capture_corpus",
     "capture_generation",

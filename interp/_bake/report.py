@@ -127,7 +127,7 @@ def report_of(
         for name, r in realised.items()
     ]
     return BakeReport(
-        base,
+        Path(base).name if Path(base).exists() else base,  # a card tells nobody's folders
         tuple(atom.describe() for atom in edit.atoms),
         dict(edit.notes),
         plan.slots,

@@ -63,7 +63,7 @@ def expect(model: Model, edit: Edit) -> Expected:
     return Expected(ids, logits, float((logits - bare).square().mean().sqrt()))
 
 
-def verify(baked: Model, expected: Expected) -> Verification:
+def confirm(baked: Model, expected: Expected) -> Verification:
     """Compare.
 
     Raises:

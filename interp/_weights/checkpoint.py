@@ -176,8 +176,14 @@ def _shards(folder: Path) -> list[Path]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
         raise InterpError(f"{index} is damaged: {error!r}; fetch the checkpoint anew") from error
+    outside = [n for n in names if not isinstance(n, str) or n in ("", "..") or {*n} & {*"/\\"}]
+    if outside:
+        raise InterpError(
+            f"{index} names {outside[0]!r}, which is no file of its folder: do not trust this "
+            f"checkpoint"
+        )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise InterpError(
