@@ -1,7 +1,8 @@
-"""`interp diff`: what changed between checkpoints on disk, in the terminal and as files."""
+"""`interp diff`: what changed between checkpoints on disk, in the terminal, as files, as a page."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,9 +11,13 @@ import tyro
 
 import interp
 from interp import WeightDiff
+from studies._report import Section, write_report
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+
+MEANS = ["relative_norm", "rms", "sparsity", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Diff:
     metrics: Literal["cheap", "spectral", "overlap", "all"] = "cheap"
     """How much to measure: one pass over the files, or decompositions and masks with nulls too."""
     out: Path = Path("runs/diff")
-    """Where the record, the figures and table.csv go."""
+    """Where report.html, the record, the figures and table.csv go."""
     workers: int = 1
     """Processes; the result does not depend on it."""
 
@@ -43,22 +48,64 @@ def run(config: Diff) -> WeightDiff:
     )
     found.save(config.out / "diff")
     found.table().to_csv(config.out / "table.csv", index=False)
-    for label in found.tuned:
-        _draw(found, label, config.out / f"{_file_name(label)}.png")
+    _report(found, config)
     _print(found, config)
     return found
 
 
-def _draw(found: WeightDiff, label: str, path: Path) -> None:
+def _report(found: WeightDiff, config: Diff) -> None:
+    """report.html: what may be said, then a table and a heat map for each checkpoint."""
+    table = found.table("module")
+    sections = [
+        Section(
+            label,
+            ["Means over layers; the heat map has its own scale."],
+            _by_module(table[table["tuned"] == label])
+            .reset_index()
+            .assign(cosine=lambda t: 1 - t["cosine"])
+            .rename(columns={"cosine": "1 - cosine"}),
+            [(_heat_map(found, label, config.out), "Relative norm ||ΔW||/||W||.")],
+        )
+        for label in found.tuned
+    ]
+    if len(found.tuned) > 2:
+        course = _drawn(
+            lambda ax: found.plot("relative_norm", kind="trajectory", ax=ax),
+            config.out / "trajectory.png",
+        )
+        caption = "Relative norm over the checkpoints: mean over layers, their range shaded."
+        sections.append(
+            Section(
+                "In the order given",
+                ["The course of a run, if they are one."],
+                figures=[(course, caption)],
+            )
+        )
+    write_report(
+        config.out / "report.html",
+        f"What changed in the weights of {config.base}?",
+        found.findings(),
+        sections,
+        found.meta,
+    )
+
+
+def _heat_map(found: WeightDiff, label: str, folder: Path) -> Path:
+    path = folder / f"{_file_name(label)}.png"
+    return _drawn(lambda ax: found.plot("relative_norm", tuned=label, ax=ax), path)
+
+
+def _drawn(draw: Callable[[Axes], object], path: Path) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(7.0, 4.5), layout="constrained")
-    found.plot("relative_norm", tuned=label, ax=ax)
+    draw(ax)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+    return path
 
 
 def _file_name(label: str) -> str:
@@ -94,9 +141,8 @@ def _print(found: WeightDiff, config: Diff) -> None:
         console.print(shown, "")
     for sentence in found.findings():
         console.print(f"- {escape(sentence)}")
-    console.print(f"Columns are means over layers. Wrote {config.out}/table.csv and figures.")
+    console.print(f"Columns are means over layers. Wrote {config.out}/report.html and table.csv.")
 
 
 def _by_module(table: pd.DataFrame) -> Any:
-    columns = ["relative_norm", "rms", "sparsity", "cosine"]
-    return table.groupby("module", sort=False)[columns].mean()
+    return table.groupby("module", sort=False)[MEANS].mean()

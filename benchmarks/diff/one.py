@@ -20,15 +20,16 @@ def main() -> None:
     parser.add_argument("--metrics", default="cheap")
     parser.add_argument("--select", default=None)
     parser.add_argument("--draws", type=int, default=8)
+    parser.add_argument("--kernel", default="auto")
     options = parser.parse_args()
     import torch
 
     from interp._diff import DiffOptions, diff
 
     torch.set_num_threads(1)
-    settings = DiffOptions(draws=options.draws)
+    settings = DiffOptions(draws=options.draws, kernel=options.kernel)
     pair = options.base, options.tuned
-    start = time.perf_counter()
+    start, work = time.perf_counter(), time.process_time()
     if options.who == "diff":
         found = diff(*pair, options.metrics, select=options.select, options=settings)
         rows = len(found.rows)
@@ -36,8 +37,12 @@ def main() -> None:
         rows = len(obvious(*pair))
     else:
         rows = 0
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak": high_water_mark(), "rows": rows}))
+    seconds, cpu = time.perf_counter() - start, time.process_time() - work
+    print(
+        json.dumps(
+            {"seconds": seconds, "cpu_seconds": cpu, "peak": high_water_mark(), "rows": rows}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -26,18 +26,15 @@ def write(name: str, result: dict[str, Any], folder: Path) -> list[Path]:
 def markdown(name: str, result: dict[str, Any]) -> str:
     """Every number of a case, in tables."""
     parts = [f"# diff: {name}", f"numba: {'yes' if result['numba'] else 'no'}; one thread."]
-    for key in ("pair", "size", "gigabytes", "read_seconds"):
+    for key in ("pair", "size", "gigabytes"):
         if key in result:
             value = result[key]
             parts.append(f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}")
     if "seconds" in result:
         parts.append(_times(result))
-    for key in ("peaks", "errors", "overlaps", "jaccards"):
+    for key in ("runs", "peaks", "errors", "overlaps", "jaccards"):
         if key in result:
             parts.append(_table(key, [{"": k, **v} for k, v in result[key].items()]))
-    for key in ("cheap", "spectral_two_layers"):
-        if key in result:
-            parts.append(_table(key, [result[key]]))
     if "agreement" in result:
         parts.append(_table("relative errors against float64", result["agreement"]))
     return "\n\n".join(parts)
@@ -60,7 +57,7 @@ def _times(result: dict[str, Any]) -> str:
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> str:
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         cells = [_cell(key, row.get(key)) for key in columns]
@@ -69,6 +66,8 @@ def _table(title: str, rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return ""
     if key == "peak":
         return f"{value / 2**20:.0f} MiB"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
