@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,14 @@ class ReasoningGraph:
         """
         return rate_table(self._graphs(), self.problems, per, draws, seed)
 
-    def compare(self, base: str | None = None, *, draws: int = 20, seed: int = 0) -> pd.DataFrame:
+    def compare(
+        self,
+        base: str | None = None,
+        *,
+        models: Sequence[str] | None = None,
+        draws: int = 20,
+        seed: int = 0,
+    ) -> pd.DataFrame:
         """Each model's rates relative to a base's: above 1 steeper, below 1 flatter.
 
         ratio is the mean over problems of a model's beta by that of the base's, over problems in
@@ -118,6 +126,7 @@ class ReasoningGraph:
 
         Args:
             base: the model to compare with, by default the first.
+            models: which others, by default all.
             draws: matched subsets, and draws of the null.
             seed: of all of them.
 
@@ -127,7 +136,7 @@ class ReasoningGraph:
         """
         import pandas as pd
 
-        first, others = self._against(base)
+        first, others = self._against(base, models)
         rows = [
             {"model": model, **row}
             for model, parts in others.items()
@@ -149,7 +158,12 @@ class ReasoningGraph:
         return topology_table(self._graphs(), draws, seed)
 
     def difference(
-        self, base: str | None = None, *, draws: int = 20, seed: int = 0
+        self,
+        base: str | None = None,
+        *,
+        models: Sequence[str] | None = None,
+        draws: int = 20,
+        seed: int = 0,
     ) -> pd.DataFrame:
         """SMAPE of each model's share of visits by node against a base's: `model smape null z`.
 
@@ -158,12 +172,13 @@ class ReasoningGraph:
 
         Args:
             base: the model to compare with, by default the first.
+            models: which others, by default all.
             draws: of the null.
             seed: of it.
         """
         import pandas as pd
 
-        first, others = self._against(base)
+        first, others = self._against(base, models)
         found = [
             {"model": m, **difference(first, parts, len(self.centroid), draws, seed)}
             for m, parts in others.items()
@@ -213,11 +228,13 @@ class ReasoningGraph:
             raise InterpError(f"no model {model!r} in this graph; {nearest(model, self.models)}")
         return model
 
-    def _against(self, base: str | None) -> tuple[Parts, dict[str, Parts]]:
+    def _against(
+        self, base: str | None, models: Sequence[str] | None
+    ) -> tuple[Parts, dict[str, Parts]]:
         """The walks of the base and of each other model."""
-        graphs = self._graphs()
-        first = graphs.pop(self._named(self.models[0] if base is None else base))
-        return first, graphs
+        first = self._named(self.models[0] if base is None else base)
+        others = [m for m in self.models if m != first] if models is None else models
+        return self._by_problem(first), {m: self._by_problem(self._named(m)) for m in others}
 
     def _graphs(self) -> dict[str, Parts]:
         return {model: self._by_problem(model) for model in self.models}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp import InterpError
+from interp._errors import nearest
 from interp._record import load_record, save_record
+from probes._ratio import ratio_of_means
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +75,50 @@ class Trajectories:
             )
         return pd.DataFrame(rows)
 
+    def compare(
+        self, base: str | None = None, *, models: Sequence[str] | None = None, seed: int = 0
+    ) -> pd.DataFrame:
+        """Each model's clusters relative to a base's, twice, each over the problems both have.
+
+        `at` "samples" takes as many samples of each model: fewer wrong clusters may then only
+        mean fewer wrong samples. `at` "side" takes as many correct (or incorrect) samples of each,
+        where both have at least two: are there fewer ways, given how often it is wrong?
+
+        Args:
+            base: the model to compare with, by default the first.
+            models: which others, by default all.
+            seed: of the bootstrap over problems.
+
+        Returns:
+            One row a model, side and `at`: `model correct at clusters_base clusters ratio low high
+            problems`, counts as means over problems. NaN where a base's mean is 0.
+        """
+        import pandas as pd
+
+        first = self._index(self.models[0] if base is None else base)
+        named = [m for m in self.models if m != self.models[first]] if models is None else models
+        rows = []
+        for other in map(self._index, named):
+            for correct in (True, False):
+                for at in ("samples", "side"):
+                    one, two = self._pairs(first, other, correct, by_side=at == "side")
+                    ratio, low, high = ratio_of_means(one, two, seed)
+                    rows.append(
+                        {
+                            "model": self.models[other],
+                            "correct": correct,
+                            "at": at,
+                            "clusters_base": float(one.mean()) if len(one) else float("nan"),
+                            "clusters": float(two.mean()) if len(two) else float("nan"),
+                            "ratio": ratio,
+                            "low": low,
+                            "high": high,
+                            "problems": len(one),
+                        }
+                    )
+        columns = ["model", "correct", "at", "clusters_base", "clusters", "ratio", "low", "high"]
+        return pd.DataFrame(rows, columns=[*columns, "problems"])
+
     def curves(self) -> pd.DataFrame:
         """The rarefaction curve of each model, mean over problems: `model correct n clusters`.
 
@@ -125,6 +173,31 @@ class Trajectories:
         return Trajectories(
             **tensors, models=meta["models"], problems=meta["problems"], meta=meta["arguments"]
         )
+
+    def _index(self, model: str) -> int:
+        if model not in self.models:
+            raise InterpError(f"no model {model!r} here; {nearest(model, self.models)}")
+        return self.models.index(model)
+
+    def _pairs(
+        self, base: int, other: int, correct: bool, *, by_side: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Clusters of both at equal effort, a value a problem."""
+        sizes, pairs = self._sizes(), []
+        for problem in range(len(self.problems)):
+            both = [sizes.get((problem, model, correct)) for model in (base, other)]
+            if both[0] is None or both[1] is None:
+                continue
+            totals = [int(counts.sum()) if by_side else total for total, counts in both]
+            n = min(totals)
+            if n >= (2 if by_side else 1):
+                found = [
+                    float(rarefaction(counts, n, total))
+                    for (_, counts), total in zip(both, totals, strict=True)
+                ]
+                pairs.append(found)
+        one, two = np.array(pairs).reshape(-1, 2).T
+        return one, two
 
     def _sizes(self) -> dict[tuple[int, int, bool], tuple[int, np.ndarray]]:
         """(problem, model, correct) -> samples of both sides together, samples by cluster."""

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from probes._reasoning_graph_compare import compare, difference, ratio_of_means, smape
+from probes._ratio import ratio_of_means
+from probes._reasoning_graph_compare import compare, difference, smape
 from tests.probes.reasoning_graphs import random_walks
 
 

@@ -180,3 +180,27 @@ def test_bad_traces_are_named(traces: list[Any], message: str) -> None:
 def test_a_cut_outside_0_to_100_is_refused() -> None:
     with pytest.raises(InterpError, match="between 0 and 100"):
         run(rollout("a"), similarity=101.0)
+
+
+def test_compare_tells_fewer_wrong_ways_from_fewer_wrong_samples() -> None:
+    # base: three wrong ways, four samples each. rl: as many wrong ways among its few wrong samples.
+    def samples(problem: str, model: str, right: int, wrong: list[str]):
+        return [rollout("all is well here", problem=problem, model=model)] * right + [
+            rollout(LONG[way], problem=problem, model=model, correct=False) for way in wrong
+        ]
+
+    traces = []
+    for problem in "abcd":
+        traces += samples(problem, "base", 0, ["sum", "guess", "table"] * 4)
+        traces += samples(problem, "rl", 9, ["sum", "guess", "table"])
+    rows = run(*traces).compare("base").set_index(["model", "correct", "at"])
+    whole, side = rows.loc[("rl", False, "samples")], rows.loc[("rl", False, "side")]
+    assert whole["ratio"] == 1.0 and whole["clusters"] == 3  # 12 samples each
+    at_three = 3 * (1 - (8 * 7 * 6) / (12 * 11 * 10))  # of base's twelve wrong ones
+    assert side["clusters_base"] == pytest.approx(at_three) and side["clusters"] == 3
+    assert side["ratio"] == pytest.approx(3 / at_three) and side["problems"] == 4
+    right = rows.loc[("rl", True, "samples")]
+    assert np.isnan(right["ratio"]) and right["clusters_base"] == 0 and right["clusters"] == 1
+    assert rows.loc[("rl", True, "side"), "problems"] == 0
+    with pytest.raises(InterpError, match=r"no model 'bse' .*'base'"):
+        run(*traces).compare("bse")
