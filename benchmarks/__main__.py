@@ -11,6 +11,7 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NAMES = {
+    "attribute": "integrated gradients of every neuron beside a bare forward and captum",
     "capture": "capture of every layer beside transformer-lens, nnsight and plain hooks",
     "lens": "the logit lens at the last position and at all, beside the same",
     "replay": "one-token replay, replay of a suffix and early stopping, as ratios to a forward",
@@ -29,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.name is None:
         for name, what in NAMES.items():
-            print(f"python -m benchmarks {name:8} {what}")
+            print(f"python -m benchmarks {name:9} {what}")
         for inner in sorted(Path(__file__).parent.glob("*/__main__.py")):
             print(f"python -m benchmarks.{inner.parent.name}")
         return

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks._measure import Contestant, Timing
 
-PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight")
+PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "captum")
 MEBI = 2**20
 
 
@@ -169,7 +169,8 @@ def _ratio(ratio: dict[str, float], spread: bool) -> str:
 def _target(row: dict[str, Any]) -> str:
     if "target" not in row:
         return ""
-    asked = f"<= {row['target']['median']:.2f}, bound {row['target']['high']:.2f}"
+    median, high = row["target"]["median"], row["target"]["high"]
+    asked = f"<= {median:.2f}, bound {high:.2f}" if median >= 0.1 else f"<= {median:.3f}"
     if row["target_wall"] == row["target_cpu"]:
         return f"{row['target_wall']} ({asked})"
     return f"{row['target_wall']}; CPU {row['target_cpu']} ({asked})"

@@ -90,7 +90,8 @@ def test_docstring_examples_run(name: str, names: dict[str, Any]) -> None:
 
 def test_readme_python_runs(names: dict[str, Any]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    blocks += re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "concepts.md").read_text(), re.S)
+    for page in ("concepts.md", "attribution.md"):
+        blocks += re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
     assert len(blocks) >= 3
     scope: dict[str, Any] = dict(names)
     for block in blocks:
