@@ -13,16 +13,27 @@ import torch
 import tyro
 
 from interp import InterpError
-from studies import _diff, _trace, pretend_to_forget, sft_vs_rl_weights
+from studies import (
+    _diff,
+    _trace,
+    pretend_to_forget,
+    reasoning_paths,
+    reasoning_vectors,
+    sft_vs_rl_weights,
+)
 from studies._diff import Diff
 from studies._run import Run
 from studies._trace import Trace
 from studies.pretend_to_forget import PretendToForget
+from studies.reasoning_paths import ReasoningPaths
+from studies.reasoning_vectors import ReasoningVectors
 from studies.sft_vs_rl_weights import SftVsRlWeights
 
 # A study is a frozen configuration and a function that answers it into a run folder.
 STUDIES: dict[str, tuple[type, Callable[[Any], Run]]] = {
     pretend_to_forget.NAME: (PretendToForget, pretend_to_forget.run),
+    reasoning_paths.NAME: (ReasoningPaths, reasoning_paths.run),
+    reasoning_vectors.NAME: (ReasoningVectors, reasoning_vectors.run),
     sft_vs_rl_weights.NAME: (SftVsRlWeights, sft_vs_rl_weights.run),
 }
 
