@@ -23,13 +23,20 @@ from interp._linear_lens import LinearLens
 from interp._load import load
 from interp._logit_attribution import LogitAttribution, logit_attribution
 from interp._model import Model
+from interp._patch.effects import PatchEffects
+from interp._patch.metric import Accuracy
+from interp._patch.patch import patch
+from interp._patch.plan import Place
 from interp._replay import Replay, replay, replay_last
+from interp._side_effects import side_effects
+from interp._side_effects_record import SideEffects
 from interp._site import Site
 from interp._store import ActivationStore
 from interp._weights.comparison import WeightComparison
 from interp._weights.weight_diff import WeightDiff
 
 __all__ = [
+    "Accuracy",
     "ActivationStore",
     "Activations",
     "Affine",
@@ -46,7 +53,10 @@ __all__ = [
     "LogitAttribution",
     "LowRank",
     "Model",
+    "PatchEffects",
+    "Place",
     "Replay",
+    "SideEffects",
     "Site",
     "SiteNotFound",
     "Sparse",
@@ -67,6 +77,8 @@ __all__ = [
     "load",
     "logit_attribution",
     "logit_lens",
+    "patch",
     "replay",
     "replay_last",
+    "side_effects",
 ]
