@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from interp import Edit, InterpError, Model
 from interp._estimate import Estimate
 from interp._model import as_model
 from interp._reading import require_unembed
+from interp._record import load_record, save_record
 from probes._next_token import target_logprobs
 from probes._token_rows import TokenRow, token_rows
 
@@ -72,6 +74,21 @@ class LossBarrier:
                 "tokens": self.tokens.tolist() * points,
             }
         )
+
+    def save(self, path: str | Path) -> Path:
+        """Write a folder with `tensors.safetensors`, `meta.json` and `table.parquet`."""
+        tensors = {"point": self.point, "loss": self.loss, "tokens": self.tokens}
+        return save_record(path, "loss_barrier", tensors, {"barrier": self.barrier}, self.table())
+
+    @staticmethod
+    def load(path: str | Path) -> LossBarrier:
+        """Read what `save` wrote.
+
+        Raises:
+            InterpError: nothing there, another kind of record, a damaged file.
+        """
+        tensors, _ = load_record(path, "loss_barrier")
+        return LossBarrier(**tensors)
 
 
 def loss_barrier(

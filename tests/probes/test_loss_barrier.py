@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ def by_hand(model: PreTrainedModel, texts=TEXTS) -> Tensor:
         ])  # fmt: skip
 
 
-def test_losses_are_those_of_the_interpolated_models():
+def test_losses_are_those_of_the_interpolated_models(tmp_path: Path):
     base, other = build("llama"), noisy(build("llama"), 0.3)
     before = [p.detach().clone() for p in base.parameters()]
     line = probes.loss_barrier(base, towards(other), TEXTS, points=5, batch_size=2)
@@ -44,6 +46,9 @@ def test_losses_are_those_of_the_interpolated_models():
     mean = line.loss.sum(1) / 11
     assert line.barrier == pytest.approx(float(mean[1:4].max() - max(mean[0], mean[4])), rel=1e-9)
     assert all(torch.equal(p, q) for p, q in zip(base.parameters(), before, strict=True))
+    line.save(tmp_path / "line")
+    back = probes.LossBarrier.load(tmp_path / "line")
+    assert torch.equal(back.loss, line.loss) and back.barrier == line.barrier
     table = line.table()
     assert len(table) == 15
     row = table[(table["point"] == 0.5) & (table["text"] == 1)].iloc[0]
