@@ -92,7 +92,7 @@ def record(
         {s: baselines.of(s, value, rows, ids.get(s)) for s, value in activations.items()},
         ids,
         score,
-        score(recording.streams[-1][:, 0], prompt),
+        score(recording.streams[-1][:, 0], prompt).to(prompt.device),
         tokens,
     )
 

@@ -141,7 +141,7 @@ def _first_tokens(model: Model, batch: Batch, answers: Answers | None) -> Tensor
 def _of_distribution(anatomy: Anatomy, answer: Tensor, kind: str) -> Score:
     def score(stream: Tensor, prompt: Tensor) -> Tensor:
         logits = _precise(anatomy.unembed(stream))
-        chosen = logits.gather(-1, answer[prompt][:, None].to(logits.device))[:, 0]
+        chosen = logits.gather(-1, answer.to(logits.device)[prompt.to(logits.device), None])[:, 0]
         logprob = chosen - logits.logsumexp(-1)
         return logprob.exp() if kind == "prob" else logprob
 
@@ -152,7 +152,7 @@ def _of_logits(anatomy: Anatomy, tokens: Int[Tensor, "prompt k"]) -> Score:
     """The first token's logit, less the second's: without the rest of the vocabulary."""
 
     def score(stream: Tensor, prompt: Tensor) -> Tensor:
-        logits = _precise(_some_logits(anatomy, stream, tokens[prompt]))
+        logits = _precise(_some_logits(anatomy, stream, tokens[prompt.to(tokens.device)]))
         return logits[:, 0] - logits[:, 1] if logits.shape[1] == 2 else logits[:, 0]
 
     return score

@@ -30,7 +30,7 @@ class Attribution:
             [batch d_model]; [batch k d_mlp] for expert neurons.
         output: the target at each prompt.
         baseline_output: the target with all of a site at its baseline.
-        answers: the answer of each prompt as text; empty for a function of the logits.
+        answers: the answer of each prompt as text; "" where the target is a function of logits.
         expert_ids: for expert neurons, site -> [batch k].
         meta: model, method, target and the other arguments.
     """

@@ -301,3 +301,23 @@ def test_an_edit_of_a_counted_position_is_refused(ids) -> None:
         pytest.raises(interp.InterpError, match="edits at counted positions"),
     ):
         interp.attribute(model, ids)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_is_attributed_as_part_of_the_model(ids) -> None:
+    """Of the whole wrapper; a head that is adapted too gives all logits."""
+    peft = pytest.importorskip("peft")
+
+    def wrapped():
+        parts = ["o_proj", "down_proj", "lm_head"]
+        torch.manual_seed(4)
+        config = peft.LoraConfig(r=3, target_modules=parts, init_lora_weights=False)
+        return peft.get_peft_model(build("llama"), config).eval()
+
+    model, options = wrapped(), {"site": ["mlp_post.1", "z.0"], "check": False}
+    before = plain.snapshot(model)
+    got = interp.attribute(model, ids, "logit_difference", **options)
+    merged = interp.attribute(wrapped().merge_and_unload(), ids, "logit_difference", **options)
+    for site in got.sites:
+        torch.testing.assert_close(got[site], merged[site], rtol=1e-3, atol=1e-4)
+    plain.assert_unchanged(before, model)
