@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from probes import LossBarrier
 
@@ -20,52 +20,77 @@ def sweep(effects: pd.DataFrame, models: pd.DataFrame) -> Figure:
     """Accuracy and loss on other texts over alpha, a column a vector; noise of its norm beside."""
     import matplotlib.pyplot as plt
 
-    vectors = [v for v in COLOURS if (effects["vector"] == v).any()]
+    vectors = [v for v in COLOURS if (effects[effects["vector"] == v]["control"] == "noise").any()]
     figure, axes = plt.subplots(
         2,
         len(vectors),
-        figsize=(3.6 * len(vectors) + 0.6, 5.8),
+        figsize=(4.2 * len(vectors) + 0.6, 6.0),
         sharex=True,
         sharey="row",
         squeeze=False,
         layout="constrained",
     )
-    at = models.set_index("model")
     for column, vector in enumerate(vectors):
-        colour = COLOURS[vector]
-        here = effects[effects["vector"] == vector]
-        line = here[here["control"] == ""].sort_values("alpha")
-        noise = here[here["control"] == "noise"]
         for ax, quantity in zip(axes[:, column], ("accuracy", "text_loss"), strict=True):
-            known = at[quantity].dropna()
-            for name, style in (("target", "-"), ("rl", ":"), ("sft", "--")):
-                if name in known:
-                    ax.axhline(known[name], color="0.75", linestyle=style, linewidth=1, zorder=0)
-                    ax.annotate(
-                        name, (1, known[name]), xycoords=("axes fraction", "data"), fontsize=7,
-                        color="0.4", ha="right", va="bottom",
-                    )  # fmt: skip
-            if quantity == "accuracy":
-                low = (line["accuracy"] - line["accuracy_low"]).clip(lower=0)
-                high = (line["accuracy_high"] - line["accuracy"]).clip(lower=0)
-                ax.errorbar(
-                    line["alpha"], line["accuracy"], yerr=[low, high], color=colour, marker="o",
-                    ms=4, lw=1.4, capsize=2, label="vector",
-                )  # fmt: skip
-            else:
-                ax.plot(line["alpha"], line["text_loss"], color=colour, marker="o", ms=4, lw=1.4)
-            ax.scatter(
-                noise["alpha"], noise[quantity], marker="x", s=24, color=NOISE, zorder=3,
-                label="noise of its norm",
-            )  # fmt: skip
-            ax.axvline(0, color="0.85", linewidth=1, zorder=0)
+            _levels(ax, models, quantity)
+            _course(ax, effects, models, vector, quantity)
             ax.spines[["top", "right"]].set_visible(False)
-        axes[0][column].set_title(f"target + α ({vector.replace('-', '−')})", fontsize=11)
+        axes[0][column].set_title(f"target + α ({_name(vector)})", fontsize=11)
         axes[1][column].set_xlabel("α (−1: sign flip)")
     axes[0][0].set_ylabel("share of samples solved")
     axes[1][0].set_ylabel("other texts, nats a token")
-    axes[0][0].legend(frameon=False, fontsize=8, loc="lower left")
+    labelled: dict[str, Any] = {}
+    for ax in axes[0]:
+        handles, texts = ax.get_legend_handles_labels()
+        labelled |= dict(zip(texts, handles, strict=True))
+    figure.legend(
+        labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, frameon=False
+    )
     return figure
+
+
+def _levels(ax: Any, models: pd.DataFrame, quantity: str) -> None:
+    """Where SFT and RL themselves stand."""
+    at = models.set_index("model")[quantity].dropna()
+    for name, style, side in (("rl", ":", "bottom"), ("sft", "--", "top")):
+        if name in at:
+            ax.axhline(at[name], color="0.7", linestyle=style, linewidth=1, zorder=0)
+            ax.annotate(
+                name, (0.01, at[name]), xycoords=("axes fraction", "data"), fontsize=8,
+                color="0.4", ha="left", va=side,
+            )  # fmt: skip
+
+
+def _course(
+    ax: Any, effects: pd.DataFrame, models: pd.DataFrame, vector: str, quantity: str
+) -> None:
+    """One vector from the sign flip over the target as it is (alpha 0) to the largest alpha."""
+    import pandas as pd
+
+    columns = ["alpha", "accuracy", "accuracy_low", "accuracy_high", "text_loss"]
+    here = effects[effects["vector"] == vector]
+    start = models[models["model"] == "target"].assign(alpha=0.0)
+    line = pd.concat([here[here["control"] == ""][columns], start[columns]]).sort_values("alpha")
+    other = effects[(effects["vector"] == "sft - base") & (effects["control"] == "")]
+    for name, rows, look in (
+        (vector, line, {"marker": "o", "ms": 4}),
+        ("sft - base", other, {"marker": "D", "ms": 5, "linestyle": "none"}),
+    ):
+        bars = None
+        if quantity == "accuracy":
+            bars = [
+                (rows["accuracy"] - rows["accuracy_low"]).clip(lower=0),
+                (rows["accuracy_high"] - rows["accuracy"]).clip(lower=0),
+            ]
+        ax.errorbar(
+            rows["alpha"], rows[quantity], yerr=bars, color=COLOURS[name], lw=1.4, capsize=2,
+            label=_name(name), **look,
+        )  # fmt: skip
+    noise = here[here["control"] == "noise"]
+    ax.scatter(
+        noise["alpha"], noise[quantity], marker="x", s=26, color=NOISE, zorder=3,
+        label="noise of the vector's norm",
+    )  # fmt: skip
 
 
 def barriers(lines: Mapping[str, LossBarrier]) -> Figure:
@@ -97,12 +122,19 @@ def stored(table: pd.DataFrame) -> Figure:
         for vector, rows in table.groupby("vector", sort=False):
             ax.plot(
                 rows["alpha"], rows[column], color=COLOURS.get(str(vector), NOISE), marker="o",
-                ms=4, label=str(vector).replace("-", "−"),
+                ms=4, label=_name(str(vector)),
             )  # fmt: skip
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("α")
         ax.set_xscale("log")
+        ax.set_xticks(sorted(set(table["alpha"])))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].axhline(1, color="0.7", linewidth=1, zorder=0)
     axes[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def _name(vector: str) -> str:
+    return vector.replace("-", "−")

@@ -235,7 +235,7 @@ def _sections(
                 ["accuracy", "gain", "over_noise"],
                 ["text_loss"],
             ),
-            [(sweep, "Points with 95 % intervals over problems; crosses: draws of noise.")],
+            [(sweep, "α = 0 is the target as it is; bars are 95 % intervals over problems.")],
         ),
         Section(
             "Loss on the straight line",
