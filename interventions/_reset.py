@@ -65,6 +65,7 @@ def reset(
     """
     _check(share, by, mask, layers, modules)
     giver = open_giver(base)
+    masks: dict[str, Tensor | None]
     if mask is not None:
         masks = _given(giver, mask, complement)
     elif by == "category":
@@ -93,7 +94,9 @@ def _check(share: int | float, by: str, mask: object, layers: object, modules: o
         raise InterpError("mask says which entries are reset: leave out share, layers and modules")
 
 
-def _given(giver: Weights, mask: Mapping[str, Tensor], complement: bool) -> dict[str, Tensor]:
+def _given(
+    giver: Weights, mask: Mapping[str, Tensor], complement: bool
+) -> dict[str, Tensor | None]:
     for name, one in mask.items():
         if name not in giver.parameters:
             raise InterpError(
