@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from interp._bake.folder import check_free, copy_others, new_folder
 from interp._bake.layout import layout_of
 from interp._bake.memory import assemble, quiet
-from interp._bake.plan import Plan, make_plan
+from interp._bake.plan import Plan, acting, make_plan
 from interp._bake.report import BakeReport, report_of
 from interp._bake.stream import shard_names, stream
-from interp._bake.verify import Expected, Verification, confirm, expect
+from interp._bake.verify import Expected, confirm, expect
 from interp._edit.applied import applications
 from interp._edit.edit import Edit
 from interp._edit.identity import identity_of, identity_on_disk
@@ -125,7 +125,7 @@ def _bake_module(
             identity.check(here, transfer=transfer)
     ports_of(model, [affine.site for affine in edit.affines])  # refuses what is not there
     plan = make_plan(model.anatomy, edit, untie=untie)
-    expected = expect(model, edit) if check else None
+    expected = expect(model, acting(edit)) if check else None
     baked, realised = assemble(module, plan)
     found = None if expected is None else confirm(Model(baked), expected)
     return baked, report_of(model.name or type(module).__name__, edit, plan, realised, found)
@@ -177,11 +177,11 @@ def _bake_folder(
                 identity.check(here, transfer=transfer)
     plan = make_plan(anatomy_of(meta), edit, untie=untie)
     layout = layout_of(checkpoint, plan)
-    loaded = load(folder) if check or layout is None else None
+    loaded = _loaded(folder) if check or layout is None else None
     expected: Expected | None = None
     if check and loaded is not None:
         ports_of(loaded, [affine.site for affine in edit.affines])
-        expected = expect(loaded, edit)
+        expected = expect(loaded, acting(edit))
     with new_folder(out) as scratch:
         if layout is not None:
             loaded = None  # one model at a time
@@ -196,7 +196,7 @@ def _bake_folder(
                 baked.save_pretrained(scratch, max_shard_size=_largest(folder))
             del baked
         copy_others(folder, scratch)
-        found = None if expected is None else _verified(scratch, expected)
+        found = None if expected is None else confirm(_loaded(scratch), expected)
         report = report_of(
             str(source), edit, plan, realised, found, out, streamed=layout is not None
         )
@@ -234,5 +234,6 @@ def _largest(folder: Path) -> int:
     return max((folder / name).stat().st_size for name in shard_names(folder))
 
 
-def _verified(folder: Path, expected: Expected) -> Verification:
-    return confirm(load(folder), expected)
+def _loaded(folder: Path) -> Model:
+    with quiet():
+        return load(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -51,7 +50,7 @@ def code(text: object) -> str:
 
 def _block(value: Any) -> str:
     text = json.dumps(value, indent=1, sort_keys=True, default=str)
-    return f"<pre>{html.escape(text)}</pre>"
+    return f"<pre>{text.translate(_HARMLESS)}</pre>"
 
 
 def _few(lines: Sequence[str], what: str) -> list[str]:

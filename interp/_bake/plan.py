@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from interp._anatomy import Anatomy
 from interp._bake.block import fold_block, inner_shape, scale_norm
@@ -56,8 +56,9 @@ def make_plan(anatomy: Anatomy, edit: Edit, *, untie: bool = False) -> Plan:
     parts = Parts(module, anatomy)
     changes, untied = _changes(parts, edit.deltas, untie)
     ledger = Ledger(Forms(parts))
-    foldable = _foldable_at_all(edit.affines, ledger)
-    maps = _maps(parts, foldable)
+    for affine in edit.affines:
+        _check_site(anatomy, affine.site)
+    maps = _maps(parts, _foldable_at_all(acting(edit).affines, ledger))
     for block in anatomy.blocks:
         last = block.index + 1 == anatomy.n_layers
         after = maps("resid_post", block.index)
@@ -74,13 +75,28 @@ def make_plan(anatomy: Anatomy, edit: Edit, *, untie: bool = False) -> Plan:
     return Plan(recipes, form, (*slots, *ledger.slots), untied, parts.canonical)
 
 
+def acting(edit: Edit) -> Edit:
+    """The edit without the maps that change nothing, wherever they are."""
+    moving = [
+        atom
+        for atom in edit.atoms
+        if isinstance(atom, Delta)
+        or atom.scales
+        or (atom.shift is not None and bool(atom.shift.any()))
+    ]
+    return replace(edit, atoms=tuple(moving))
+
+
+def _check_site(anatomy: Anatomy, site: Site) -> None:
+    if site.layer is not None and site.layer >= anatomy.n_layers:
+        raise InterpError(f"{site}: this model has layers 0 to {anatomy.n_layers - 1}")
+    open_port(anatomy, site)  # refuses what this architecture lacks
+
+
 def _foldable_at_all(affines: tuple[Affine, ...], ledger: Ledger) -> list[Affine]:
-    """The atoms that act everywhere; the others are refused, unless they do nothing."""
+    """The atoms that act everywhere; the others are refused."""
     found = []
     for affine in affines:
-        still = not affine.scales and (affine.shift is None or not bool(affine.shift.any()))
-        if still:
-            continue
         if affine.positions != "all":
             ledger.refuse([affine], "it acts at some positions only, and weights act at all")
         elif affine.per_prompt:
@@ -95,9 +111,6 @@ def _maps(parts: Parts, affines: list[Affine]) -> Callable[[str, int | None], Ma
     anatomy = parts.anatomy
     by_site: dict[Site, list[Affine]] = {}
     for affine in affines:
-        if affine.site.layer is not None and affine.site.layer >= anatomy.n_layers:
-            raise InterpError(f"{affine.site}: this model has layers 0 to {anatomy.n_layers - 1}")
-        open_port(anatomy, affine.site)  # refuses what this architecture lacks
         by_site.setdefault(_same_tensor(affine.site, anatomy), []).append(affine)
 
     def maps(kind: str, layer: int | None) -> Map:
