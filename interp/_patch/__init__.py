@@ -1,0 +1,1 @@
+"""Activation patching and what follows from it: one sweep engine under several questions."""
