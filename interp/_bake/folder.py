@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,8 +11,13 @@ from pathlib import Path
 
 from interp._errors import InterpError
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt")
-_WRITTEN = {"config.json", "README.md"}
+# What holds for the edited model as for its base: how to write its tokens, and what one may do
+# with it. Weights, code and measurements of the base do not.
+_KEPT = (
+    "tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "spiece*",
+    "generation_config.json", "chat_template*", "*.jinja", "*processor_config.json", "license*",
+    "notice*", "use_policy*",
+)  # fmt: skip
 
 
 @contextmanager
@@ -40,20 +46,16 @@ def check_free(out: Path) -> None:
 
 
 def copy_others(base: Path, out: Path) -> None:
-    """Tokenizer, generation settings, chat template, license: all files but weights and code.
+    """Tokenizer, generation settings, chat template, license; and the base's card beside ours.
 
     Raises:
         InterpError: a link that leads out of the checkpoint.
     """
     for file in sorted(base.iterdir()):
-        skipped = (
-            not file.is_file()
-            or file.name.startswith(".")
-            or file.suffix in (*_WEIGHTS, ".py")
-            or file.name.endswith(".index.json")
-            or file.name in _WRITTEN
-        )
-        if skipped or (out / file.name).exists():
+        name = file.name.lower()
+        if not file.is_file() or not any(fnmatch.fnmatchcase(name, kept) for kept in _KEPT):
+            continue
+        if name.endswith(".py") or (out / file.name).exists():
             continue
         _check_inside(file, base)
         shutil.copyfile(file, out / file.name)

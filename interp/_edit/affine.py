@@ -73,6 +73,11 @@ class Affine:
                 f"{self.site} can be read but not edited; "
                 f"{nearest(self.site.kind, WRITABLE)} (a head is scaled or shifted exactly at z)"
             )
+        if self.site.layer is not None and self.site.layer < 0:
+            raise InterpError(
+                f"{self.site}: an edit does not know how many layers a model has, so its layers "
+                f"count from 0"
+            )
         put(self, "index", None if index is None else _units(self.site, index))
         put(self, "scale", _finite(scale, f"the scale at {self.site}"))
         put(self, "shift", None if shift is None else _finite(shift, f"the shift at {self.site}"))

@@ -147,6 +147,7 @@ def test_tokenizer_and_other_files_come_along_but_no_code(tmp_path, tokenizer) -
     (base / "LICENSE").write_text("ours")
     (base / "modeling_odd.py").write_text("raise SystemExit")
     (base / "optimizer.pt").write_bytes(b"x")
+    (base / "metrics.json").write_text("{}")  # of the base, not of what we make of it
     (base / "README.md").write_text("# the base")
     config = json.loads((base / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_odd.Odd"}
@@ -155,7 +156,7 @@ def test_tokenizer_and_other_files_come_along_but_no_code(tmp_path, tokenizer) -
     interp.bake(base, EDIT.select("z.*"), out=out)
     names = {file.name for file in out.iterdir()}
     assert {"LICENSE", "tokenizer.json", "generation_config.json", "README-base.md"} <= names
-    assert not names & {"modeling_odd.py", "optimizer.pt"}
+    assert not names & {"modeling_odd.py", "optimizer.pt", "metrics.json"}
     assert "auto_map" not in json.loads((out / "config.json").read_text())
     assert (out / "README-base.md").read_text() == "# the base"
     assert interp.load(out).tokenizer.encode("hello") == tokenizer.encode("hello")
