@@ -56,7 +56,7 @@ def test_contestants_of_ours_and_by_hand_agree() -> None:
         capture.contestants(model, ids, peers),
         lens.contestants(model, ids, peers, True, judged=False),
         replay.contestants(model, ids),
-        attribute.beside_captum(model, ids),
+        attribute.beside_captum(model, ids, 1.0),
     )
     for everyone in groups:
         mine = [one for one in everyone if not one.name.startswith(("transformer-lens", "nnsight"))]
