@@ -4,7 +4,8 @@ cheap     the 1.5B pair: the cheap tier beside the obvious loop and merely readi
 spectral  a 4096 x 4096 pair: singular values and subspaces beside svdvals
 peer      two layers of the 1.5B pair beside modeldelta (in the same environment)
 nulls     published overlaps and Jaccards beside gated isotropic noise of the same density
-large     the 7B pair: the cheap tier whole, the spectral tier on two layers
+large     the 7B pair: the cheap tier
+layers    the 7B pair: the spectral tier on two layers
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=["cheap", "spectral", "peer", "nulls", "large"])
+    parser.add_argument("name", choices=["cheap", "spectral", "peer", "nulls", "large", "layers"])
     parser.add_argument("--folder", type=Path, help="where checkpoints are written (31 GB for 7B)")
     parser.add_argument("--shape", default=None, choices=["0.5b", "1.5b", "7b"])
     parser.add_argument("--rounds", type=int, default=3)

@@ -54,7 +54,9 @@ def _tally(base: Side, tuned: Side, options: Options) -> tuple[Tensor, Tensor, T
     columns = torch.zeros(part.n_columns, dtype=torch.int64)
     counted = np.zeros(part.n_columns, dtype=np.uint32)
     stride = max(1, part.numel // (_SAMPLE * max(options.draws, 1)))
-    sample, done, buffers = [], 0, Buffers()
+    # One block for the whole sample: small pieces kept between chunks would fragment the heap.
+    sample = torch.empty(-(-part.numel // stride) if options.draws else 0)
+    seen, done, buffers = 0, 0, Buffers()
     scan = _numba() if options.kernel == "numba" else _torch()
     first = base.chunks(height, buffers, "base")
     second = tuned.chunks(height, buffers, "tuned")
@@ -66,10 +68,12 @@ def _tally(base: Side, tuned: Side, options: Options) -> tuple[Tensor, Tensor, T
         else:
             scan(a, b, part.segments, options.eta, target, columns)
         if options.draws:
-            sample.append(a.flatten()[-done * part.n_columns % stride :: stride].clone())
+            taken = a.flatten()[-done * part.n_columns % stride :: stride]
+            sample[seen : seen + len(taken)] = taken
+            seen += len(taken)
         done += len(a)
     columns += torch.from_numpy(counted.astype(np.int64))
-    return out, columns, torch.cat(sample) if sample else torch.empty(0)
+    return out, columns, sample
 
 
 @lru_cache(maxsize=1)
