@@ -14,6 +14,7 @@ import tyro
 
 from interp import InterpError
 from studies import (
+    _bake,
     _diff,
     _trace,
     pretend_to_forget,
@@ -21,6 +22,7 @@ from studies import (
     reasoning_vectors,
     sft_vs_rl_weights,
 )
+from studies._bake import Bake
 from studies._diff import Diff
 from studies._run import Run
 from studies._trace import Trace
@@ -62,6 +64,7 @@ class Demo:
 Command = (
     Annotated[Trace, tyro.conf.subcommand("trace")]
     | Annotated[Diff, tyro.conf.subcommand("diff")]
+    | Annotated[Bake, tyro.conf.subcommand("bake")]
     | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
@@ -80,6 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
             _trace.run(command)
         elif isinstance(command, Diff):
             _diff.run(command)
+        elif isinstance(command, Bake):
+            _bake.run(command)
         elif isinstance(command, Demo):
             _demo(command)
         else:
