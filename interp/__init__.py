@@ -23,10 +23,12 @@ from interp._linear_lens import LinearLens
 from interp._load import load
 from interp._logit_attribution import LogitAttribution, logit_attribution
 from interp._model import Model
+from interp._patch.causal_trace import causal_trace
 from interp._patch.effects import PatchEffects
 from interp._patch.metric import Accuracy
 from interp._patch.patch import patch
 from interp._patch.plan import Place
+from interp._patch.tokens import token_positions
 from interp._replay import Replay, replay, replay_last
 from interp._side_effects import side_effects
 from interp._side_effects_record import SideEffects
@@ -71,6 +73,7 @@ __all__ = [
     "capture",
     "capture_corpus",
     "capture_generation",
+    "causal_trace",
     "compare",
     "diff",
     "hooked",
@@ -81,4 +84,5 @@ __all__ = [
     "replay",
     "replay_last",
     "side_effects",
+    "token_positions",
 ]

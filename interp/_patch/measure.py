@@ -34,6 +34,7 @@ class Question:
         plan: the patches.
         metric: by which they are measured.
         noising: whether the run that is patched is the clean one.
+        noise: what to add to the embeddings of the run that is patched, for each prompt.
     """
 
     runner: Model
@@ -42,6 +43,7 @@ class Question:
     plan: Plan
     metric: BoundMetric
     noising: bool
+    noise: list[Float[Tensor, "pos d_model"]] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,10 @@ def _opened(question: Question) -> Iterator[_Opened]:
     longest = max(map(len, pairs.base + pairs.donor))
     for rows in pairs.chunks(n_chunk(question.runner.anatomy, longest, len(plan.sites))):
         chosen = rows.tolist()
-        run = run_once(question.runner, [pairs.base[i] for i in chosen], plan.sites)
+        noise = None
+        if question.noise is not None:
+            noise = torch.stack([question.noise[i] for i in chosen])
+        run = run_once(question.runner, [pairs.base[i] for i in chosen], plan.sites, noise)
         given = run_once(question.giver, [pairs.donor[i] for i in chosen], plan.sites)
         ends, scores = _both_ends(question, rows, run, given)
         clean, corrupted = ends

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,17 @@ class BoundMetric:
     def differentiable(self) -> bool:
         """Whether a gradient says anything."""
         return self.name != "accuracy"
+
+    def repeated(self, times: int) -> BoundMetric:
+        """The same where each prompt is repeated so many times, one after the other."""
+
+        def many(tokens: Tensor | None) -> Tensor | None:
+            return None if tokens is None else tokens.repeat_interleave(times)
+
+        target = self.target
+        if target is not None:
+            target = replace(target, tokens=many(target.tokens), versus=many(target.versus))
+        return replace(self, target=target, tokens=many(self.tokens))
 
     def score(
         self,

@@ -76,6 +76,15 @@ def make_pairs(clean: Batch, corrupted: Batch, align: Align, *, run_clean: bool)
     return Pairs(base, donor, partner)
 
 
+def repeated(pairs: Pairs, times: int) -> Pairs:
+    """Each pair so many times, one after the other."""
+
+    def many(rows: list[list[int]]) -> list[list[int]]:
+        return [row for row in rows for _ in range(times)]
+
+    return Pairs(many(pairs.base), many(pairs.donor), many(pairs.partner))
+
+
 def _ids(batch: Batch) -> list[list[int]]:
     return [
         ids[mask.bool()].tolist()

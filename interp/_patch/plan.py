@@ -82,6 +82,10 @@ class Plan:
         """Every site that some patch writes."""
         return list(dict.fromkeys(part.site for patch in self.patches for part in patch.parts))
 
+    def with_patches(self, patches: list[Patch]) -> Plan:
+        """The same plan for other prompts."""
+        return replace(self, patches=patches)
+
 
 def grid(
     model: Model,
