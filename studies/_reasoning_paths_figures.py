@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from probes import ReasoningGraph, Trajectories
-from studies._reasoning_paths_measures import SAMPLINGS
+from studies._reasoning_paths_measures import SAMPLINGS, sampling_name
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 QUANTITIES = ("visits", "degree", "betweenness")
 # Okabe and Ito's palette; the base stays grey.
 COLOURS = ("#7f7f7f", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = {"as sampled": "o", "visits": "s", "length": "^"}
-PUBLISHED = {2.5: "RL in the paper", 1 / 3: "SFT in the paper"}
+PUBLISHED = (1 / 3, 2.5)  # SFT and RL in the paper
 
 
 def ratios(table: pd.DataFrame, models: Sequence[str]) -> Figure:
@@ -29,8 +30,8 @@ def ratios(table: pd.DataFrame, models: Sequence[str]) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(11, height), sharey=True, layout="constrained")
     for ax, quantity in zip(axes, QUANTITIES, strict=True):
         ax.axvline(1, color="0.3", lw=1)
-        for value, name in PUBLISHED.items():
-            ax.axvline(value, color="0.7", lw=1, ls=":", label=name if value > 1 else None)
+        for value in PUBLISHED:
+            ax.axvline(value, color="0.7", lw=1, ls=":")
         for row, model in enumerate(models):
             for offset, sampling in zip((-0.22, 0, 0.22), SAMPLINGS, strict=True):
                 chosen = (table["model"] == model) & (table["quantity"] == quantity)
@@ -40,10 +41,7 @@ def ratios(table: pd.DataFrame, models: Sequence[str]) -> Figure:
                 entry = found.iloc[0]
                 colour = COLOURS[(row + 1) % len(COLOURS)]
                 ax.plot([entry["low"], entry["high"]], [row + offset] * 2, color=colour, lw=1.6)
-                ax.plot(
-                    entry["ratio"], row + offset, MARKERS[sampling], color=colour, ms=5,
-                    label=_sampling(sampling) if row == 0 else None,
-                )  # fmt: skip
+                ax.plot(entry["ratio"], row + offset, MARKERS[sampling], color=colour, ms=5)
                 ax.plot(entry["ratio_null"], row + offset, "|", color="0.45", ms=9)
         ax.set_xscale("log")
         ticks = [0.25, 1 / 3, 0.5, 1, 2, 2.5, 4]
@@ -56,6 +54,10 @@ def ratios(table: pd.DataFrame, models: Sequence[str]) -> Figure:
     axes[0].set_yticks(range(len(models)), models)
     axes[0].invert_yaxis()
     axes[1].set_xlabel("ratio to the base (logarithmic); grey bars: rollouts dealt out anew")
+    for sampling in SAMPLINGS:  # one colour for the legend: markers mean the same for every model
+        name = sampling_name(sampling)
+        axes[0].plot([], [], MARKERS[sampling], color="0.3", ms=5, label=name)
+    axes[0].plot([], [], ":", color="0.6", label="the paper: 1/3 for SFT, 2.5 for RL")
     _legend(figure, axes)
     return figure
 
@@ -118,11 +120,7 @@ def clusters(paths: Trajectories, models: Sequence[str]) -> Figure:
     return figure
 
 
-def _sampling(name: str) -> str:
-    return name if name == "as sampled" else f"at equal {name}"
-
-
-def _legend(figure: Figure, axes: Sequence) -> None:
+def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
     handles = {
         label: handle
         for ax in axes

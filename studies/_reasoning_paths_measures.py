@@ -117,16 +117,59 @@ def cluster_verdict(clusters: pd.DataFrame, model: str, base: str) -> str:
             change = "more than"
         words.append(
             f"{name} clusters a problem {row['clusters']:.1f} against {row['clusters_base']:.1f}, "
-            f"{change} {base} (ratio {_interval(row)})"
+            f"{change} {base} (ratio {interval(row)})"
         )
     side = rows.loc[(False, "side")]
     control = (
-        f"; among equally many incorrect samples the ratio is {_interval(side)} "
+        f"; among equally many incorrect samples the ratio is {interval(side)} "
         f"({int(side['problems'])} problems)"
         if side["problems"]
         else ""
     )
     return f"{model}: {'; '.join(words)}, at equal samples{control}."
+
+
+def ratio_table(ratios: pd.DataFrame) -> pd.DataFrame:
+    """One row a model and quantity: the three samplings side by side, with null and z."""
+    import pandas as pd
+
+    rows = []
+    for (model, base, quantity), group in ratios.groupby(["model", "base", "quantity"], sort=False):
+        at = group.set_index("sampling")
+        rows.append(
+            {"model": model, "base": base, "quantity": quantity}
+            | {sampling_name(name): interval(at.loc[name]) for name in SAMPLINGS}
+            | {"null": float(at.loc["visits", "ratio_null"]), "z": float(at.loc["visits", "z"])}
+            | {"problems": int(at.loc["visits", "problems"])}
+        )
+    return pd.DataFrame(rows)
+
+
+def cluster_table(clusters: pd.DataFrame) -> pd.DataFrame:
+    """One row a model and side: clusters of both at equal samples, and both ratios."""
+    import pandas as pd
+
+    rows = []
+    for (model, base, correct), group in clusters.groupby(["model", "base", "correct"], sort=False):
+        at = group.set_index("at")
+        rows.append(
+            {
+                "model": model,
+                "base": base,
+                "side": "correct" if correct else "incorrect",
+                "base's clusters": float(at.loc["samples", "clusters_base"]),
+                "clusters": float(at.loc["samples", "clusters"]),
+                "at equal samples": interval(at.loc["samples"]),
+                "and of that side": interval(at.loc["side"]),
+                "problems": f"{at.loc['samples', 'problems']}, {at.loc['side', 'problems']}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def sampling_name(name: str) -> str:
+    """How a sampling is called in tables and figures."""
+    return name if name == "as sampled" else f"at equal {name}"
 
 
 def sharpening_verdict(ratios: pd.DataFrame, model: str, base: str) -> str:
@@ -140,10 +183,10 @@ def sharpening_verdict(ratios: pd.DataFrame, model: str, base: str) -> str:
 
 
 def _ratio(row: pd.Series) -> str:
-    return f"×{_interval(row)}, null ×{row['ratio_null']:.2f}, z {row['z']:.1f}"
+    return f"×{interval(row)} (z {row['z']:.1f})" if row["ratio"] == row["ratio"] else "unknown"
 
 
-def _interval(row: pd.Series) -> str:
+def interval(row: pd.Series) -> str:
     if row["ratio"] != row["ratio"]:
         return "unknown"
     if row["low"] != row["low"]:

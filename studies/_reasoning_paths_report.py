@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _HUBS = 5
-_RATIOS = ["model", "base", "quantity", "sampling", "beta_base", "beta", "ratio", "low", "high"]
-_RATIOS += ["ratio_null", "z", "problems"]
+_RATES = ["beta", "r2", "nodes", "visits", "beta_null", "beta_z", "beta_visits", "beta_length"]
 
 
 def sections(
@@ -33,7 +32,7 @@ def sections(
     found.append(_clusters(folder, paths, tables, first))
     if len(first) > 1:
         found += _decay(folder, tables, groups, first, everyone)
-    found.append(_rests_on(folder, graph, tables, everyone, first))
+    found += _rests_on(folder, graph, tables, everyone, first)
     if "sensitivity" in tables:
         found.append(_sensitivity(tables["sensitivity"]))
     found += [_topology(tables, first), _hubs(tables["nodes"], first), _misleading()]
@@ -69,12 +68,12 @@ def _clusters(
         title,
         [
             "Distinct outputs of a problem in groups of similar ones: symmetrised chrF, average "
-            "linkage, cut at 60. At “samples” as many samples are taken of each model "
-            "(rarefaction); fewer incorrect clusters may then only mean fewer incorrect samples. "
-            "At “side” as many incorrect (or correct) samples are taken, problem by problem: are "
-            "there fewer ways of being wrong, given that it is wrong?"
+            "linkage, cut at 60. At equal samples (rarefaction) fewer incorrect clusters may only "
+            "mean fewer incorrect samples. So there is the ratio at equally many samples of that "
+            "side too, problem by problem: are there fewer ways of being wrong, given that it is "
+            "wrong? The last column: problems behind each of the two ratios."
         ],
-        tables["clusters"] if len(tables["clusters"]) else None,
+        measures.cluster_table(tables["clusters"]) if len(tables["clusters"]) else None,
         [(drawn, "Clusters expected among n samples of a problem, mean over problems.")],
     )
 
@@ -106,15 +105,16 @@ def _decay(
                 "% interval over problems. Three samplings: all rollouts, equal visits, and equal "
                 "visits of walks of equal length. The null deals the two models' rollouts out anew "
                 "within each problem. A direction is stated only where, in all three samplings, "
-                f"the interval leaves out 1 and |z| ≥ {measures.LEAST_Z:g}.",
+                f"the interval leaves out 1 and |z| ≥ {measures.LEAST_Z:g}. Null, z and the number "
+                "of problems are those at equal visits.",
             ],
-            mine[_RATIOS],
+            measures.ratio_table(mine),
             [(forest, "Ratios of rates. Dotted: what the paper reports, 2.5 and 1/3.")],
         ),
         Section(
             "Problem by problem",
             others,
-            ratios[ratios["base"] != first[0]][_RATIOS] if others else None,
+            measures.ratio_table(ratios[ratios["base"] != first[0]]) if others else None,
             [(boxes, "Rates at equal visits, one value a problem.")],
         ),
     ]
@@ -126,32 +126,41 @@ def _rests_on(
     tables: dict[str, pd.DataFrame],
     everyone: list[str],
     first: list[str],
-) -> Section:
-    rates = tables["rates"]
-    columns = ["beta", "r2", "nodes", "visits", "beta_null", "beta_z", "beta_visits", "beta_length"]
-    means = rates.groupby(["model", "quantity"], sort=False)[columns].mean().reset_index()
+) -> list[Section]:
+    means = tables["rates"].groupby(["model", "quantity"], sort=False)[_RATES].mean().reset_index()
     means = means.set_index("model").loc[everyone].reset_index()
+    pooled = tables["pooled"].set_index("model").loc[everyone].reset_index()
     curves = folder.figure("curves", lambda: figures.curves(graph, first))
-    return Section(
-        "What the rates rest on",
-        [
-            "Means over problems. R² says how far the law is exponential; where it is not, a rate "
-            "falls as more is sampled. beta_null is that of shuffled transitions: every node keeps "
-            "its visits and every walk its length, so it says nothing about visits. A rate far "
-            "below it belongs to a graph whose transitions are more evenly spread over nodes than "
-            "chance would spread them.",
-        ],
-        means,
-        [(curves, "Over all problems, by rank: an exponential law is a straight line.")],
-    )
+    return [
+        Section(
+            "What the rates rest on",
+            [
+                "Means over problems. R² says how far the law is exponential; where it is not, a "
+                "rate falls as more is sampled. beta_null is that of shuffled transitions: every "
+                "node keeps its visits and every walk its length, so it says nothing about visits.",
+            ],
+            means,
+        ),
+        Section(
+            "One graph a model",
+            [
+                "The same over all problems at once: steeper and flatter here also mean that more "
+                "or fewer nodes are shared by problems. No intervals: a bootstrap over problems "
+                "would leave nodes out, and so steepen every rate.",
+            ],
+            pooled[["model", "quantity", *_RATES]],
+            [(curves, "By rank over all problems: an exponential law is a straight line.")],
+        ),
+    ]
 
 
 def _sensitivity(table: pd.DataFrame) -> Section:
-    columns = ["reader", "k", "nodes", "model", "quantity", "ratio", "low", "high"]
+    shown = table.assign(ratio=[measures.interval(row) for _, row in table.iterrows()])
+    columns = ["reader", "nodes", "model", "quantity", "ratio", "ratio_null", "z"]
     return Section(
         "Other readers, other numbers of nodes",
         ["The same ratios at equal visits when steps are read or grouped otherwise."],
-        table[[*columns, "ratio_null", "z"]],
+        shown[columns],
     )
 
 

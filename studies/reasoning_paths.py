@@ -11,7 +11,7 @@ temperature.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import tyro
 
 import probes
 from interp import InterpError, Model
+from interp._errors import nearest
 from probes import ReasoningGraph, Rollout, Trajectories
 from studies import _reasoning_paths_measures as measures
 from studies import _reasoning_paths_report as report
@@ -64,7 +65,7 @@ class ReasoningPaths:
     """Nodes shared by all models; default 100 for checkpoints, 2000 for files."""
     problems: int = 40
     """How many problems to sample for."""
-    samples: int = 32
+    samples: int = 24
     """Rollouts a problem, model and temperature."""
     temperatures: tuple[float, ...] = (1.0, 0.6)
     """To sample at; the first is compared, the base at the others is the yardstick."""
@@ -112,6 +113,7 @@ def run(config: ReasoningPaths) -> Run:
     else:
         if not config.temperatures:
             raise InterpError("no temperatures; name at least one to sample at")
+        _check_organisms(config.labels.values())
         weights = {source: identity(source) for source in config.labels.values()}
         folder = Run.open(config.out, NAME, config, checkpoints=weights)
         rollouts = _sampled(folder, config)
@@ -143,6 +145,16 @@ def _sampled(folder: Run, config: ReasoningPaths) -> list[Rollout]:
             tables.append(folder.table(name, partial(_written, model, problems, label, t, config)))
     rows = pd.concat(tables).to_dict("records")
     return [Rollout(**{**row, "correct": bool(row["correct"])}) for row in rows]
+
+
+def _check_organisms(sources: Iterable[str]) -> None:
+    """A mistyped name is refused before anything is sampled, not after minutes."""
+    from studies import organisms
+
+    for source in sources:
+        name = source.removeprefix(ORGANISM).partition("@")[0]
+        if source.startswith(ORGANISM) and name not in organisms.names():
+            raise InterpError(f"no organism {name!r}; {nearest(name, organisms.names())}")
 
 
 def _written(
@@ -225,6 +237,7 @@ def _tables(
         parts = [
             graph.compare(base, models=models, draws=draws, seed=seed).assign(base=base)
             for base, models in pairs
+            if models or len(first) == 1
         ]
         return pd.concat(parts, ignore_index=True)
 
