@@ -12,6 +12,7 @@ from interp._bake.forms import Forms
 from interp._bake.parts import Linear
 from interp._bake.recipe import Fold, Through
 from interp._edit.affine import Affine
+from interp._errors import InterpError
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,14 @@ class Refusal:
 
     atom: Affine
     reason: str
+
+
+class Unfoldable(InterpError):
+    """Atoms that no weight can take; `refusals` holds each with its reason."""
+
+    def __init__(self, message: str, refusals: Sequence[Refusal]) -> None:
+        super().__init__(message)
+        self.refusals = tuple(refusals)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from interp._anatomy import Anatomy
 from interp._bake.block import fold_block, inner_shape, scale_norm
 from interp._bake.forms import Form, Forms
-from interp._bake.ledger import Ledger, Slot
+from interp._bake.ledger import Ledger, Slot, Unfoldable
 from interp._bake.maps import Map, compose
 from interp._bake.parts import Parts
 from interp._bake.recipe import Recipe
@@ -49,7 +49,8 @@ def make_plan(anatomy: Anatomy, edit: Edit, *, untie: bool = False) -> Plan:
     """Plan an edit's folding; numbers of the module are not looked at, so it may be a meta one.
 
     Raises:
-        InterpError: naming every atom that cannot be folded, the reason, and the way out.
+        Unfoldable: naming every atom that cannot be folded, the reason, and the way out.
+        InterpError: an edit of another model.
         UnsupportedSite: a site that this architecture does not have.
     """
     module = anatomy.module
@@ -216,8 +217,9 @@ def _refuse(edit: Edit, ledger: Ledger, architecture: str) -> None:
     if not ledger.refusals:
         return
     reasons = "; ".join(f"({r.atom.describe()}) {r.reason}" for r in ledger.refusals)
-    raise InterpError(
+    raise Unfoldable(
         f"{len(ledger.refusals)} of the edit's {len(edit)} atoms cannot be folded into the weights "
         f"of {architecture}: {reasons}. Keep those as an edit (edit.applied(model)), and bake the "
-        f"others: edit.select(...)"
+        f"others: edit.select(...)",
+        ledger.refusals,
     )
