@@ -220,8 +220,13 @@ class ReasoningGraph:
     def load(path: str | Path) -> ReasoningGraph:
         """Read what `save` wrote."""
         tensors, meta = load_record(path, "reasoning_graph")
-        lists = {name: meta[name] for name in ("models", "problems", "steps")}
-        return ReasoningGraph(**tensors, **lists, meta=meta["arguments"])
+        return ReasoningGraph(
+            **tensors,
+            models=meta["models"],
+            problems=meta["problems"],
+            steps=meta["steps"],
+            meta=meta["arguments"],
+        )
 
     def _named(self, model: str) -> str:
         if model not in self.models:

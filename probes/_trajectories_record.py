@@ -185,9 +185,10 @@ class Trajectories:
         """Clusters of both at equal effort, a value a problem."""
         sizes, pairs = self._sizes(), []
         for problem in range(len(self.problems)):
-            both = [sizes.get((problem, model, correct)) for model in (base, other)]
-            if both[0] is None or both[1] is None:
+            keys = [(problem, model, correct) for model in (base, other)]
+            if not all(key in sizes for key in keys):
                 continue
+            both = [sizes[key] for key in keys]
             totals = [int(counts.sum()) if by_side else total for total, counts in both]
             n = min(totals)
             if n >= (2 if by_side else 1):
