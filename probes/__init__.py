@@ -1,6 +1,7 @@
 """Learned readouts of a model's activations, and measurements of its behaviour."""
 
 from probes._chrf import chrf_matrix
+from probes._decoding import Decoder, contrastive, logit_sum, proxy_tuning
 from probes._divergence import divergence
 from probes._divergence_record import Divergence
 from probes._loss_barrier import LossBarrier, loss_barrier
@@ -13,6 +14,7 @@ from probes._tuned_lens import TunedLens, tuned_lens
 from probes._vocabulary import token_class
 
 __all__ = [
+    "Decoder",
     "Divergence",
     "LossBarrier",
     "ReasoningGraph",
@@ -20,8 +22,11 @@ __all__ = [
     "Trajectories",
     "TunedLens",
     "chrf_matrix",
+    "contrastive",
     "divergence",
+    "logit_sum",
     "loss_barrier",
+    "proxy_tuning",
     "reasoning_graph",
     "token_class",
     "trajectories",
