@@ -24,9 +24,12 @@ from interp._load import load
 from interp._logit_attribution import LogitAttribution, logit_attribution
 from interp._model import Model
 from interp._patch.causal_trace import causal_trace
+from interp._patch.circuit import circuit_scores
+from interp._patch.circuit_scores import CircuitScores
 from interp._patch.effects import PatchEffects
 from interp._patch.metric import Accuracy
 from interp._patch.patch import patch
+from interp._patch.path import path_patch
 from interp._patch.plan import Place
 from interp._patch.tokens import token_positions
 from interp._replay import Replay, replay, replay_last
@@ -45,6 +48,7 @@ __all__ = [
     "Attribution",
     "BakeReport",
     "Batch",
+    "CircuitScores",
     "Delta",
     "Dense",
     "DiffOptions",
@@ -74,6 +78,7 @@ __all__ = [
     "capture_corpus",
     "capture_generation",
     "causal_trace",
+    "circuit_scores",
     "compare",
     "diff",
     "hooked",
@@ -81,6 +86,7 @@ __all__ = [
     "logit_attribution",
     "logit_lens",
     "patch",
+    "path_patch",
     "replay",
     "replay_last",
     "side_effects",

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -68,7 +69,7 @@ def run_patches(
         unpatched: the metric of the run as it is, [prompt].
         tick: told how many more patches of a prompt are done.
     """
-    changed = _Changes(run, donor)
+    changed, reached = _Changes(run, donor), partial(_reaches_the_end, run)
     found = torch.full((len(run.ids), len(patches)), float("nan"), dtype=unpatched.dtype)
     rows: list[_Row] = []
     for number, patch in enumerate(patches):
@@ -76,7 +77,7 @@ def run_patches(
             spans = [part.at[prompt] for part in patch.parts]
             if not any(spans):
                 continue
-            if not any(changed.by(part, prompt) for part in patch.parts):
+            if not any(changed.by(part, prompt) and reached(part, prompt) for part in patch.parts):
                 found[prompt, number] = unpatched[prompt]  # the patch is what stands there
             elif donor.score is not None and changed.wholly(patch, prompt):
                 found[prompt, number] = donor.score[prompt]  # from here on it is the donor's run
@@ -91,6 +92,14 @@ def run_patches(
         found[of, torch.tensor([row.patch for row in chunk])] = values.to(found)
         tick(len(chunk))
     return found
+
+
+def _reaches_the_end(run: Run, part: Part, prompt: int) -> bool:
+    """Whether the last logits can see a part: of other positions the top block reads k and v."""
+    top = part.site.layer == run.model.anatomy.n_layers - 1
+    if not top or part.site.kind in ("resid_pre", "k", "v"):
+        return True
+    return run.n_tokens - 1 in part.at[prompt]
 
 
 def _entry(patch: Patch) -> int:

@@ -123,7 +123,8 @@ def _opened(question: Question) -> Iterator[_Opened]:
             noise = torch.stack([question.noise[i] for i in chosen])
         run = run_once(question.runner, [pairs.base[i] for i in chosen], plan.sites, noise)
         given = run_once(question.giver, [pairs.donor[i] for i in chosen], plan.sites)
-        ends, scores = _both_ends(question, rows, run, given)
+        both = (run, given) if question.noising else (given, run)
+        ends, scores = both_ends(question.metric, rows, *both)
         clean, corrupted = ends
         theirs = corrupted if question.noising else clean
         # Where the same blocks go on from the donor's own stream, they give the donor's score.
@@ -141,21 +142,21 @@ def _opened(question: Question) -> Iterator[_Opened]:
         )
 
 
-def _both_ends(
-    question: Question, rows: Tensor, run: Run, given: Run
+def both_ends(
+    metric: BoundMetric, rows: Int[Tensor, " prompt"], clean: Run, corrupted: Run
 ) -> tuple[list[Tensor], list[Score]]:
     """The metric of the clean and of the corrupted run, and as a function for each's model.
 
     Raises:
         InterpError: a metric that is not finite.
     """
-    both = (run, given) if question.noising else (given, run)
-    clean, corrupted = (_logits(one) for one in both)
+    both = clean, corrupted
+    logits = [_logits(one) for one in both]
     prompt = torch.arange(len(rows))
     ends, scores = [], []
     for name, one in zip(("clean", "corrupted"), both, strict=True):
         anatomy = one.model.anatomy
-        scores.append(question.metric.score(anatomy, rows, clean, corrupted))
+        scores.append(metric.score(anatomy, rows, *logits))
         ends.append(scored(scores[-1], one.last, prompt, anatomy.d_vocab).cpu())
         bad = (~ends[-1].isfinite()).nonzero()
         if len(bad):

@@ -184,9 +184,6 @@ def as_record(
             for (name, shape), part in zip(plan.shape.items(), parts, strict=True)
         }
 
-    names: dict[int, str] = {}
-    for token in {token for ids in pairs.base for token in ids}:
-        names[token] = text_of(runner, token)
     return PatchEffects(
         by_name(found.score),
         found.clean,
@@ -194,7 +191,13 @@ def as_record(
         plan.spans.names,
         [[list(span[prompt]) for span in plan.spans.at] for prompt in range(len(pairs.base))],
         {name: [list(unit) for unit in units] for name, units in plan.units.items()},
-        [[names[token] for token in ids] for ids in pairs.base],
+        token_texts(runner, pairs),
         by_name(found.exact) if bool(found.exact.isfinite().any()) else {},
         meta,
     )
+
+
+def token_texts(model: Model, pairs: Pairs) -> list[list[str]]:
+    """The tokens of the prompts that are run, as text."""
+    names = {token: text_of(model, token) for token in {t for ids in pairs.base for t in ids}}
+    return [[names[token] for token in ids] for ids in pairs.base]
