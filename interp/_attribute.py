@@ -204,7 +204,7 @@ def _require_complete(model: Model, part: Attribution, rows: Int[Tensor, " promp
     if any(block.experts is not None for block in model.anatomy.blocks):
         advice = "experts may switch along the path, which no gradient sees: use method='ablation'"
     if part.meta["eps"] > 1e-4:
-        advice = f"load the model in float32, {advice}"
+        advice = f"load the model in float32, or {advice}"
     raise InterpError(
         f"prompt {int(rows[row])}, {site}: the parts sum to {float(part[site][row].sum()):.4g} "
         f"where the target changes by {change:.4g}, off by {float(error[row, column]):.1%} and "
