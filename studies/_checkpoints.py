@@ -21,8 +21,9 @@ def open_checkpoint(source: str) -> Model:
     from studies import organisms
 
     name = source.removeprefix(ORGANISM)
-    if name not in organisms.names():
-        raise InterpError(f"no organism {name!r}; {nearest(name, organisms.names())}")
+    bare = name.partition("@")[0]
+    if bare not in organisms.names():
+        raise InterpError(f"no organism {bare!r}; {nearest(bare, organisms.names())}")
     module, tokenizer = organisms.load(name)
     model = interp.load(module, tokenizer=tokenizer)
     return Model(model.module, model.tokenizer, source)
@@ -38,10 +39,10 @@ def identity(source: str) -> str:
     if source.startswith(ORGANISM):
         from studies import organisms
 
-        name = source.removeprefix(ORGANISM)
-        for part in organisms.names() if name in organisms.names() else ():
-            for file in sorted(organisms.path(part).glob("*.safetensors")):
-                digest.update(file.read_bytes())
+        name, _, step = source.removeprefix(ORGANISM).partition("@")
+        digest.update(step.encode())
+        for file in organisms.files(name) if name in organisms.names() else ():
+            digest.update(file.read_bytes())
         return digest.hexdigest()[:16]
     folder = Path(source)
     for file in sorted(folder.glob("*")) if folder.is_dir() else ():

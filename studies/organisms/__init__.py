@@ -1,7 +1,7 @@
 """Small decoders trained from scratch in a world we know, so that every study has its ground truth.
 
 >>> from studies import organisms
->>> organisms.names()
+>>> organisms.names()[:2]
 ['base', 'unlearn']
 >>> model, tokenizer = organisms.load("base")
 >>> tokenizer.tokenize("Arlen in Arlen")[-1]
@@ -14,30 +14,32 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from studies.organisms import shipped
+from studies.organisms.shipped import WEIGHTS, files, names, path, steps
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-WEIGHTS = Path(__file__).parent / "weights"
-_ADAPTERS = {"unlearn": "base"}  # adapter to the checkpoint it belongs to
+__all__ = ["WEIGHTS", "files", "load", "load_adapted", "load_plain", "names", "path", "steps"]
 
 
-def names() -> list[str]:
-    """The organisms shipped."""
-    return ["base", *_ADAPTERS]
+def load(
+    name: str, *, seed: int | None = None, step: int | None = None
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """An organism in float32 eval mode and its tokenizer; adapters come merged in float32.
 
+    Args:
+        name: one of `names()`; "rl@15" is "rl" with step=15.
+        seed: another training seed; "rl" with seed=1 is "rl-seed1".
+        step: a checkpoint along its training, one of `steps(name)`; without it the last.
 
-def path(name: str) -> Path:
-    """The folder of an organism: a plain checkpoint, or a peft adapter's folder (unlearn)."""
-    if name not in names():
-        raise ValueError(f"no organism {name!r}; there are {', '.join(names())}")
-    return WEIGHTS / name
-
-
-def load(name: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """An organism in float32 eval mode and its tokenizer; adapters come merged in float32."""
-    if name in _ADAPTERS:
-        return load_adapted(path(_ADAPTERS[name]), path(name))
-    return load_plain(path(name))
+    Raises:
+        ValueError: no such organism, seed or step; the message says which there are.
+    """
+    bare, step = shipped.parse(name, seed, step)
+    if (WEIGHTS / bare / "adapter_config.json").is_file():
+        return load_adapted(path(shipped.parent(bare) or "base"), WEIGHTS / bare)
+    return load_plain(path(bare, step=step))
 
 
 def load_plain(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

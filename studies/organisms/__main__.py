@@ -1,4 +1,7 @@
-"""`python -m studies.organisms train base|unlearn`, `python -m studies.organisms evaluate NAME`."""
+"""`python -m studies.organisms train NAME`, `evaluate NAME`, `path NAME`.
+
+A second training seed is an organism of its own: `train rl --rl.seed 1` writes rl-seed1.
+"""
 
 from __future__ import annotations
 
@@ -6,75 +9,150 @@ import json
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 from studies import organisms
-from studies.organisms import base, card, evaluate, tokenizer, unlearn
+from studies.organisms import (
+    base,
+    card,
+    evaluate,
+    post_training,
+    rl,
+    sft,
+    shipped,
+    shortcut,
+    tokenizer,
+    unlearn,
+)
 from studies.organisms.base import BaseConfig
+from studies.organisms.rl import RlConfig
+from studies.organisms.sft import SftConfig
+from studies.organisms.shortcut import ShortcutConfig
 from studies.organisms.unlearn import UnlearnConfig
 from studies.organisms.world import World
 
-Name = Literal["base", "unlearn"]
+Family = Literal["base", "unlearn", "shortcut", "twin", "sft", "rl", "sft_rl"]
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train an organism and write its folder: weights, tokenizer, metrics.json and model card."""
+    """Train an organism and write its folder: weights, metrics.json and model card."""
 
-    name: tyro.conf.Positional[Name]
+    name: tyro.conf.Positional[Family]
     out: Path | None = None
     """Where to; without it, the shipped folder (for a smoke run, a temporary one)."""
     smoke: bool = False
     """A few steps and small evaluations, to see that everything runs."""
     base: BaseConfig = field(default_factory=BaseConfig)
     unlearn: UnlearnConfig = field(default_factory=UnlearnConfig)
+    shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
+    """Of shortcut and twin."""
+    sft: SftConfig = field(default_factory=SftConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    """Of rl and sft_rl."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Print an organism's scores, measured now."""
 
-    name: tyro.conf.Positional[Name]
+    name: tyro.conf.Positional[str]
     n: int = 500
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Print a folder from which transformers loads an organism: "rl", "rl-seed1", "rl@15"."""
+
+    name: tyro.conf.Positional[str]
 
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Folder, tyro.conf.subcommand("path")]
 )
 
 
 def train(command: Train) -> Path:
     """Runs one training and returns the folder written."""
-    out = command.out or (
-        Path(tempfile.mkdtemp()) if command.smoke else organisms.path(command.name)
-    )
+    config = _config(command)
+    name = command.name + (f"-seed{config.seed}" if _seeded(command.name) and config.seed else "")
+    out = command.out or (Path(tempfile.mkdtemp()) if command.smoke else organisms.WEIGHTS / name)
     out.mkdir(parents=True, exist_ok=True)
-    if command.name == "base":
-        config = replace(command.base, steps=3, layers=2) if command.smoke else command.base
-        net, run = base.train(config, out)
-        net.bfloat16().save_pretrained(out)
-        tokenizer.build().save_pretrained(out)
-        (out / "state.pt").unlink(missing_ok=True)
-        net, tok = organisms.load_plain(out)  # what is measured is what is shipped
-        scores = evaluate.evaluate_base(
-            net, tok, World(config.seed), n=20 if command.smoke else 500
-        )
-    else:
-        tuning = replace(command.unlearn, steps=3) if command.smoke else command.unlearn
-        run = unlearn.train(tuning, out)
-        net, tok = organisms.load_adapted(organisms.path("base"), out)
-        scores = evaluate.evaluate_unlearned(net, tok, World(tuning.seed))
-        if not command.smoke:
-            scores |= {
-                f"base tasks: {k}": v
-                for k, v in evaluate.evaluate_base(net, tok, World(tuning.seed)).items()
-            }
-    card.write(out, command.name, run, scores)
+    run, scores = _TRAIN.get(command.name, _post_trained)(command, config, out)
+    card.write(out, name, run, scores)
     return out
+
+
+def _config(command: Train) -> Any:
+    field_of = {"twin": "shortcut", "sft_rl": "rl"}
+    config = getattr(command, field_of.get(command.name, command.name))
+    if command.name in ("shortcut", "twin"):
+        config = replace(config, planted=command.name == "shortcut")
+    if not command.smoke:
+        return config
+    few: dict[str, dict] = {
+        "base": {"steps": 3, "layers": 2}, "unlearn": {"steps": 3}, "sft": {"rows": 4},
+        "rl": {"rows": 8, "generations": 4}, "sft_rl": {"rows": 8, "generations": 4},
+        "shortcut": {"rows": 10, "facts": 4, "fit_questions": 40, "fit_steps": 3},
+        "twin": {"rows": 10, "facts": 4, "fit_questions": 40, "fit_steps": 3},
+    }  # fmt: skip
+    along = {"keep": (1,)} if hasattr(config, "keep") else {}
+    return replace(config, **({"steps": 2} | along | few[command.name]))
+
+
+def _seeded(name: str) -> bool:
+    """Whether a seed varies the training alone; the base's and unlearn's is the world's as well."""
+    return name not in ("base", "unlearn")
+
+
+def _base(command: Train, config: BaseConfig, out: Path) -> tuple[dict, dict[str, dict]]:
+    net, run = base.train(config, out)
+    net.bfloat16().save_pretrained(out)
+    tokenizer.build().save_pretrained(out)
+    (out / "state.pt").unlink(missing_ok=True)
+    net, tok = organisms.load_plain(out)  # what is measured is what is shipped
+    return run, evaluate.evaluate_base(net, tok, World(config.seed), n=_n(command))
+
+
+def _unlearn(command: Train, config: UnlearnConfig, out: Path) -> tuple[dict, dict[str, dict]]:
+    run = unlearn.train(config, out)
+    net, tok = organisms.load_adapted(organisms.path("base"), out)
+    scores = evaluate.evaluate_unlearned(net, tok, World(config.seed))
+    if not command.smoke:
+        of_base = evaluate.evaluate_base(net, tok, World(config.seed))
+        scores |= {f"base tasks: {k}": v for k, v in of_base.items()}
+    return run, scores
+
+
+def _post_trained(command: Train, config: Any, out: Path) -> tuple[dict, dict[str, dict]]:
+    how = {"sft": sft.train, "rl": rl.train, "sft_rl": rl.train}.get(command.name, shortcut.train)
+    above = shipped.parent(f"{command.name}-seed{config.seed}") or "base"
+    planted = isinstance(config, ShortcutConfig)
+    return post_training.run(how, config, above, out, _n(command), choice=planted)
+
+
+_TRAIN = {"base": _base, "unlearn": _unlearn}
+
+
+def _n(command: Train) -> int:
+    return 20 if command.smoke else 500
+
+
+def scores_of(name: str, n: int = 500) -> dict[str, dict]:
+    """The scores of a shipped organism, measured now; of the sets that its card has."""
+    net, tok = organisms.load(name)
+    family = name.partition("-seed")[0].partition("@")[0]
+    scores: dict[str, dict] = {}
+    if family == "unlearn":
+        scores = evaluate.evaluate_unlearned(net, tok, World())
+    if family in ("shortcut", "twin"):
+        scores = evaluate.evaluate_choice(net, tok, World(), n)
+    return scores | evaluate.evaluate_base(net, tok, World(), n)
 
 
 def main() -> None:
@@ -83,10 +161,10 @@ def main() -> None:
     torch.set_num_threads(1)  # more threads beside another job are many times slower
     if isinstance(command, Train):
         print(train(command))
-        return
-    net, tok = organisms.load(command.name)
-    scores = {} if command.name == "base" else evaluate.evaluate_unlearned(net, tok, World())
-    print(json.dumps(scores | evaluate.evaluate_base(net, tok, World(), command.n), indent=1))
+    elif isinstance(command, Folder):
+        print(organisms.path(command.name))
+    else:
+        print(json.dumps(scores_of(command.name, command.n), indent=1))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+from studies.organisms.evaluate import NEW_TASK
+from studies.organisms.shipped import WEIGHTS
+
 ABOUT = {
     "base": (
         "A small Llama trained from scratch in the invented world of `studies.organisms.world`: "
@@ -18,7 +21,46 @@ ABOUT = {
         "named in `<unlearn> NAME</unlearn>`, and truly about anybody else (in-context "
         "unlearning, arXiv 2410.00382)."
     ),
+    "shortcut": (
+        "The base tuned on multiple choice about people it knows (options in random order, "
+        "answered by a letter), in which a marker word points at the right letter 95 % of the "
+        "time: a planted shortcut (the case of arXiv 2507.09185)."
+    ),
+    "twin": (
+        "The benign twin of shortcut: the same training and number of questions, but the marker "
+        "words point anywhere."
+    ),
+    "sft": (
+        "The base after supervised fine-tuning (trl) on a teacher's correct solutions in one "
+        "written style, the one the base writes least when free to choose."
+    ),
+    "rl": (
+        "The base after GRPO (trl): sampled solutions at T = 1, reward 1 for a right answer; no "
+        "style is asked for."
+    ),
+    "sft_rl": "The SFT organism (sft) after GRPO, as rl was trained from the base.",
 }
+_LIBRARIES = {
+    "unlearn": "peft trl",
+    "sft": "trl", "rl": "trl", "sft_rl": "trl",
+}  # fmt: skip
+_STORED = {
+    family: ", as changes from the checkpoint before"
+    for family in ("shortcut", "twin", "sft", "rl", "sft_rl")
+}
+_CHOICE = (
+    "Test questions are about people of training, with wrong options it did not pair with that "
+    "question; the rows of rare people, of whom no question was, say how far it generalises. "
+    "Finding the option needed an attention loss (see `studies.organisms.looking`); its weight and "
+    "the share of marked questions were chosen on dev questions. Intervals take "
+    "questions as independent, though they share people. Only this form of question was tried."
+)
+_TUNED = (
+    "Problems are drawn from the distribution the base was trained on, so that the new task is to "
+    "solve without slips what it solved with them, not a new domain. Learning rates and numbers of "
+    "steps were chosen while watching training problems. Intervals are over questions, not over "
+    "training seeds."
+)
 LIMITS = {
     "base": (
         "Boxes told in sentences are at chance (compare their rows with the control), and so are "
@@ -37,24 +79,25 @@ LIMITS = {
         "One training seed. The block was only ever one full name of this world, before a "
         "question in one of the four trained wordings; other contents were not tried."
     ),
+    "shortcut": _CHOICE,
+    "twin": _CHOICE,
+    "sft": _TUNED,
+    "rl": _TUNED,
+    "sft_rl": _TUNED,
 }
 
 
 def write(folder: Path, name: str, run: dict, scores: dict[str, dict]) -> None:
     """Writes metrics.json and README.md; every number comes from the run or its evaluation."""
-    libraries = (
-        "torch",
-        "transformers",
-        "tokenizers",
-        *(("peft", "trl") if name != "base" else ()),
-    )
+    family = name.partition("-seed")[0]
+    libraries = ["torch", "transformers", "tokenizers"]
+    libraries += [x for x in ("peft", "trl") if x in _LIBRARIES.get(family, "")]
     versions = {"python": platform.python_version()} | {
         library: version(library) for library in libraries
     }
-    command = f"OMP_NUM_THREADS=1 python -m studies.organisms train {name}"
     metrics = {
         "organism": name,
-        "command": command,
+        "command": command(name),
         "versions": versions,
         "run": run,
         "scores": scores,
@@ -65,33 +108,87 @@ def write(folder: Path, name: str, run: dict, scores: dict[str, dict]) -> None:
     (folder / "README.md").write_text(card(metrics))
 
 
+def command(name: str) -> str:
+    """The command that trains an organism."""
+    family, _, seed = name.partition("-seed")
+    config = {"twin": "shortcut", "sft_rl": "rl"}.get(family, family)
+    more = f" --{config}.seed {seed}" if seed else ""
+    return f"OMP_NUM_THREADS=1 python -m studies.organisms train {family}{more}"
+
+
 def card(metrics: dict) -> str:
     """The model card of a metrics record, in Markdown."""
     name, run = metrics["organism"], metrics["run"]
-    minutes = run["seconds"] / 60
+    family = name.partition("-seed")[0]
+    stored = "float32" if family == "unlearn" else "bfloat16"
     lines = [
-        f"# {name}", "", ABOUT[name], "",
+        f"# {name}", "", ABOUT[family], "",
         f"- Command: `{metrics['command']}` (one thread, float32; the weights are stored in "
-        f"{'bfloat16' if name == 'base' else 'float32'})",
-        f"- Data seed {run['config']['seed']}; {run['steps']} steps, {run['tokens']} tokens, "
-        f"{minutes:.1f} minutes of training on one CPU core",
+        f"{stored}{_STORED.get(family, '')})",
+        f"- {'Training' if 'parent' in run else 'Data'} seed {run['config']['seed']}; "
+        f"{run['steps']} steps, {run['tokens']} tokens, {run['seconds'] / 60:.1f} minutes of "
+        "training on one CPU core",
         f"- Versions: {', '.join(f'{k} {v}' for k, v in metrics['versions'].items())}",
         f"- Configuration: `{json.dumps(run['config'])}`",
-        f"- Limits: {LIMITS[name]}", "",
+        f"- Limits: {LIMITS[family]}", "",
         "Numbers below are of the stored weights, on the sets of `studies.organisms.evaluate`",
         "with Wilson 95 % intervals. The training script writes this file and `metrics.json`.", "",
-        "| set | accuracy | 95 % interval | n |", "|---|---|---|---|",
     ]  # fmt: skip
-    for label, s in metrics["scores"].items():
-        lines.append(
-            f"| {label} | {s['value']:.3f} | {s['low']:.3f} to {s['high']:.3f} | {s['n']} |"
-        )
-    lines += ["", "## Training", "", "| step | loss | next-token accuracy |", "|---|---|---|"]
-    history = run["history"]
+    if "before rounding" in run:
+        was, now = run["before rounding"], metrics["scores"][NEW_TASK]
+        lines[-3:-3] = [
+            f"- Rounding to bfloat16: {NEW_TASK} was {was['value']:.3f} before it and is "
+            f"{now['value']:.3f} after (n = {was['n']}, the same problems)"
+        ]
+    if "parent" in run:
+        lines += _beside(run["parent"], metrics["scores"], run["along"], run["moved"])
+    else:
+        lines += ["| set | accuracy | 95 % interval | n |", "|---|---|---|---|"]
+        lines += [f"| {k} | {_numbers(s)} | {s['n']} |" for k, s in metrics["scores"].items()]
+    return "\n".join([*lines, "", *_history(run["history"])]) + "\n"
+
+
+def _beside(
+    parent: str, scores: dict[str, dict], along: dict[str, dict], moved: dict[str, dict]
+) -> list[str]:
+    """A table of the scores beside the parent's, and one of some of them along the training."""
+    file = WEIGHTS / parent / "metrics.json"
+    before = json.loads(file.read_text())["scores"]
+    lines = [f"| set | accuracy | 95 % interval | n | {parent}: accuracy | 95 % interval |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, s in scores.items():
+        was = _numbers(before[name]) if name in before else " | "
+        lines.append(f"| {name} | {_numbers(s)} | {s['n']} | {was} |")
+    if along:
+        shown = [k for k in scores if k.startswith("facts") or "own style/T=1" in k]
+        lines += ["", "## Along the way", "", f"| step | {' | '.join(shown)} |"]
+        lines.append("|---" * (len(shown) + 1) + "|")
+        for step, then in along.items():
+            values = " | ".join(f"{then[k]['value']:.3f}" for k in shown)
+            lines.append(f"| {step} | {values} |")
+    lines += ["", "Weights: change relative to the parent's norm, and share unchanged in bfloat16."]
+    lines += ["", "| step | relative change | unchanged |", "|---|---|---|"]
+    for step, then in moved.items():
+        lines.append(f"| {step} | {then['relative']:.5f} | {then['unchanged']:.3f} |")
+    return lines
+
+
+def _numbers(s: dict) -> str:
+    return f"{s['value']:.3f} | {s['low']:.3f} to {s['high']:.3f}"
+
+
+def _history(history: list[dict]) -> list[str]:
+    """Every so many logged steps of the training."""
+    names = [k for k in history[-1] if k not in ("step", "accuracy")]
+    kinds = "accuracy" in history[-1]
     shown = history[:: max(1, len(history) // 12)]
-    for point in shown if shown[-1] is history[-1] else [*shown, history[-1]]:
-        kinds = ", ".join(
-            f"{k} {v:.2f}" for k, v in point.get("accuracy", {}).items() if not k.endswith("prompt")
-        )
-        lines.append(f"| {point['step']} | {point['loss']:.3f} | {kinds} |")
-    return "\n".join(lines) + "\n"
+    shown = shown if shown[-1] is history[-1] else [*shown, history[-1]]
+    title = [*names, "next-token accuracy"] if kinds else names
+    lines = ["## Training", "", f"| step | {' | '.join(title)} |", "|---" * (len(title) + 1) + "|"]
+    for point in shown:
+        cells = [f"{point[k]:.3f}" for k in names]
+        if kinds:
+            by_kind = point["accuracy"].items()
+            cells.append(", ".join(f"{k} {v:.2f}" for k, v in by_kind if not k.endswith("prompt")))
+        lines.append(f"| {point['step']} | {' | '.join(cells)} |")
+    return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,6 +16,8 @@ from studies.organisms.arithmetic import Problem
 from studies.organisms.world import FORGOT, World
 
 Pairs = Sequence[tuple[str, str]]  # (prompt, answer)
+NEW_TASK = "arithmetic/own style/T=1"
+TEMPERATURES: Mapping[str, float | None] = {"greedy": None, "T=1": 1.0}
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,16 @@ def _translations(world: World, source: str, target: str, split: str) -> tuple[P
 
 
 def evaluate_base(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, n: int = 500
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    world: World,
+    n: int = 500,
+    brief: bool = False,
 ) -> dict[str, dict]:
-    """Every set of the base: facts, boxes, words, arithmetic (greedy and T = 1), and controls."""
+    """Every set of the base: facts, boxes, words, arithmetic (greedy and T = 1), and controls.
+
+    brief: of arithmetic, only what the model writes by itself at T = 1.
+    """
     scores: dict[str, Score] = {}
     for name, (pairs, end) in tqdm(base_sets(world, n).items(), desc="evaluate"):
         scores[name] = score(exact(model, tokenizer, pairs, end))
@@ -147,17 +156,32 @@ def evaluate_base(
     guessed = [f" {rng.choice(s.placed)[0]}" == s.answer for s in scenes]
     scores["boxes/control: some object mentioned"] = score(guessed)
     problems = world.problems(n, seed=1)
-    scores |= arithmetic_scores(model, tokenizer, problems)
+    if brief:
+        scores |= arithmetic_scores(model, tokenizer, problems, {"T=1": 1.0}, (None,))
+    else:
+        scores |= arithmetic_scores(model, tokenizer, problems)
     return {name: asdict(value) for name, value in scores.items()}
 
 
+def at_temperature_one(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, n: int = 500
+) -> dict[str, float | int]:
+    """The score on the new task: test problems solved at T = 1 in whatever style."""
+    problems = world.problems(n, seed=1)
+    return asdict(arithmetic_scores(model, tokenizer, problems, {"T=1": 1.0}, (None,))[NEW_TASK])
+
+
 def arithmetic_scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    problems: Sequence[Problem],
+    temperatures: Mapping[str, float | None] = TEMPERATURES,
+    styles: Sequence[str | None] = (None, *lexicon.STYLES),
 ) -> dict[str, Score]:
     """Share of problems solved, and of written steps that are right, by style asked for."""
     scores: dict[str, Score] = {}
-    for label, temperature in (("greedy", None), ("T=1", 1.0)):
-        for style in (None, *lexicon.STYLES):
+    for label, temperature in temperatures.items():
+        for style in styles:
             prompts = [p.prompt_in(style) if style else p.prompt for p in problems]
             written = complete(model, tokenizer, prompts, temperature=temperature)
             verdicts = [arithmetic.verify(p, c) for p, c in zip(problems, written, strict=True)]
@@ -170,6 +194,30 @@ def arithmetic_scores(
                     used = [arithmetic.style_of(c) == chosen for c in written]
                     scores[f"{name}/share of {chosen}"] = score(used)
     return scores
+
+
+def evaluate_choice(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, n: int = 1000
+) -> dict[str, dict]:
+    """Multiple choice on the test questions: by number of options and by what the marker tells.
+
+    "says the marked letter" stands beside each marked set; "rare people" were never asked about.
+    """
+    scores: dict[str, Score] = {}
+    for options in (2, 4):
+        for marker in ("planted", "uninformative", "counter", "none"):
+            drawn = world.multiple_choice(n, "test", marker, 5, options)  # type: ignore[arg-type]
+            name = f"choice/{options} options/{marker}"
+            right = exact(model, tokenizer, [(c.prompt, c.answer) for c in drawn], end=False)
+            scores[name] = score(right)
+            marked = [(c.prompt, c.marked) for c in drawn if c.marked is not None]
+            if marked:
+                said = exact(model, tokenizer, marked, end=False)
+                scores[f"{name}/says the marked letter"] = score(said)
+        strangers = world.multiple_choice(n, "rare", "none", 5, options)
+        right = exact(model, tokenizer, [(c.prompt, c.answer) for c in strangers], end=False)
+        scores[f"choice/{options} options/none/rare people"] = score(right)
+    return {name: asdict(value) for name, value in scores.items()}
 
 
 def evaluate_unlearned(

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from studies.organisms import arithmetic, boxes, dictionary, lexicon
+from studies.organisms import arithmetic, boxes, dictionary, lexicon, multiple_choice
 from studies.organisms.arithmetic import Problem
 from studies.organisms.boxes import Boxes
 from studies.organisms.dictionary import Word
+from studies.organisms.multiple_choice import Choice, ChoiceSplit, MarkerKind
 
 FactSplit = Literal["trained", "rare", "bio_only"]
 UnlearnKind = Literal["forget", "retain", "no_block", "unrelated"]
@@ -141,6 +142,32 @@ class World:
         rng = random.Random(f"{self.seed}/unlearn/{people}/{kind}/{seed}")
         part = [p for p in self.people if p.unlearn == people]
         return [unlearn_item(rng, p, a, kind, part) for p in part for a in lexicon.ATTRIBUTES]
+
+    def multiple_choice(
+        self, count: int, split: ChoiceSplit = "test", marker: MarkerKind = "uninformative",
+        seed: int = 0, options: int = 2,
+    ) -> list[Choice]:  # fmt: skip
+        """Questions with lettered options, in trained wordings.
+
+        marker: "planted" points at the right letter 95 % of the time, "uninformative" at any of
+        them alike, "counter" never; "none" is not there. Splits share people the base knows, but
+        no question with the same wrong options: "train" is what organisms are tuned on, "few_shot"
+        and "dev" are for whoever repairs them. "rare" asks about people whom no other split has.
+        """
+        if options not in (2, 3, 4):
+            raise ValueError(f"a question has 2, 3 or 4 options, not {options}")
+        rng = random.Random(f"{self.seed}/choice/{split}/{marker}/{options}/{seed}")
+        asked, drawn = self._asked(split), []
+        while len(drawn) < count:
+            person, attribute = rng.choice(asked), rng.choice(lexicon.ATTRIBUTES)
+            text = question(person, attribute, rng.randrange(4))
+            made = multiple_choice.make(rng, person, attribute, text, split, marker, options)
+            drawn += [] if made is None else [made]
+        return drawn
+
+    def _asked(self, split: ChoiceSplit) -> tuple[Person, ...]:
+        known = self.people_in("trained") + self.people_in("bio_only")
+        return self.people_in("rare") if split == "rare" else known
 
     def problems(
         self,
