@@ -12,6 +12,7 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parent / "results"
 NAMES = {
     "attribute": "integrated gradients of every neuron beside a bare forward and captum",
+    "bake": "steered generation and baked models beside the peers; baking 3 GB on disk",
     "capture": "capture of every layer beside transformer-lens, nnsight and plain hooks",
     "lens": "the logit lens at the last position and at all, beside the same",
     "replay": "one-token replay, replay of a suffix and early stopping, as ratios to a forward",
