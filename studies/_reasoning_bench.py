@@ -89,6 +89,10 @@ class Bench:
                     lambda n=name, s=seed: iv.norm_matched_random(vectors[n], s),  # type: ignore[misc]
                 )
         yield Condition("sft - base"), lambda: vectors["sft - base"]
+        if config.temperature > 0:
+            yield Condition("target", "greedy", 0.0), Edit
+            for name in VECTORS:
+                yield Condition(name, "greedy"), lambda n=name: vectors[n]  # type: ignore[misc]
         for modules in ("attn", "mlp"):
             yield (
                 Condition(MAIN, f"{modules} only"),

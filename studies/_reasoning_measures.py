@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,14 +32,15 @@ class Condition:
 
     Args:
         vector: `rl - sft` and the like; the model's name where nothing is added.
-        control: what stands in for the vector: "", `noise`, `attn only`, ...; `model`.
+        control: what is measured in place of the vector: `noise`, `attn only`, ...; `greedy` for
+            greedy decoding; `model` for one of the four as it is.
         alpha: how much of it is added; -1 is the sign flip.
         draw: of the noise.
     """
 
     vector: str
     control: str = ""
-    alpha: float = 1.0
+    alpha: int | float = 1.0
     draw: int = 0
 
     @property
@@ -65,6 +66,8 @@ def measure(model: Model, edit: Edit | None, condition: Condition, task: Task) -
     """One row a (problem, sample), whether it is solved, and one a text, its nats and tokens."""
     import pandas as pd
 
+    if condition.control == "greedy":
+        task = replace(task, samples=1, temperature=0.0)
     applied = nullcontext() if edit is None else edit.applied(model, transfer=True)
     with applied:
         rows: list[dict[str, Any]] = [
@@ -162,16 +165,18 @@ def next_draw(values: Sequence[float]) -> tuple[float, float]:
 def effects(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
     """One row a condition on the target: accuracy, gain over it, and gain over noise, in intervals.
 
-    Columns `<quantity> <quantity>_low <quantity>_high`; `gain` is over the target as it is and
-    `over_noise` over the mean of the draws of noise of the same norm.
+    Columns `<quantity> <quantity>_low <quantity>_high`; `gain` is over the target as it is, decoded
+    in the same way, and `over_noise` over the mean of the draws of noise of the same norm.
     """
     import pandas as pd
 
-    target = select(answers, "target", "model", 0.0)
     keys = ["vector", "control", "alpha", "draw"]
+    added = answers[(answers["control"] != "model") & (answers["vector"] != "target")]
     rows = []
-    for key, group in answers[answers["control"] != "model"].groupby(keys, sort=False):
+    for key, group in added.groupby(keys, sort=False):
         row: dict[str, Any] = dict(zip(keys, key, strict=True))
+        how = "greedy" if row["control"] == "greedy" else "model"
+        target = select(answers, "target", how, 0.0)
         row |= _columns("accuracy", accuracy(group, seed))
         row |= _columns("gain", difference(group, [target], seed))
         noise = _noise(answers, row["vector"], row["alpha"])
