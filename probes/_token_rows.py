@@ -117,3 +117,23 @@ def _alike(models: Sequence[Model], index: int, text: str, ids: list[int]) -> No
                 f"the tokenizers cut text {index} ({text[:40]!r}) differently (another tokenizer, "
                 f"or only one of them adds a BOS token); give token ids to choose"
             )
+
+
+def listed_pairs(prompts: Any, *, chosen: Any, rejected: Any) -> list[tuple[Any, Any, Any]]:
+    """(prompt, chosen, rejected) of preference pairs.
+
+    Raises:
+        InterpError: one text instead of a list, lists of different lengths, no pairs.
+    """
+    given = {"prompts": prompts, "chosen": chosen, "rejected": rejected}
+    for name, value in given.items():
+        if isinstance(value, str):
+            raise InterpError(f"{name} is one text; give a list of texts, such as [text]")
+    lists = {name: list(value) for name, value in given.items()}
+    lengths = {name: len(value) for name, value in lists.items()}
+    if len(set(lengths.values())) != 1:
+        shown = ", ".join(f"{n} {name}" for name, n in lengths.items())
+        raise InterpError(f"{shown}: give one of each for every pair")
+    if not lists["prompts"]:
+        raise InterpError("no preference pairs; give at least one")
+    return list(zip(*lists.values(), strict=True))
