@@ -21,12 +21,13 @@ def rounds(contestants: dict[str, Callable[[], Any]], n: int) -> tuple[Times, Ti
     """
     wall: Times = {name: [] for name in contestants}
     cpu: Times = {name: [] for name in contestants}
-    for _ in range(n):
+    for i in range(n):
         for name, run in contestants.items():
             start, work = time.perf_counter(), time.process_time()
             run()
             wall[name].append(time.perf_counter() - start)
             cpu[name].append(time.process_time() - work)
+            print(f"round {i + 1} of {n}, {name}: {cpu[name][-1]:.2f} s of CPU", file=sys.stderr)
     return wall, cpu
 
 

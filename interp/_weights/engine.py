@@ -156,7 +156,8 @@ def _gave_up(task: Job, worker: subprocess.Popen[bytes]) -> InterpError:
 def _start() -> subprocess.Popen[bytes]:
     one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    command = [sys.executable, "-m", "interp._weights.worker"]
+    # Not -m: the package has imported the worker by then, of which runpy would warn.
+    command = [sys.executable, "-c", "from interp._weights.worker import main; main()"]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

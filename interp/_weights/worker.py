@@ -48,8 +48,7 @@ def main() -> None:
             answer: tuple[Any, Exception | None] = (function(argument), None)
         except Exception as error:  # the parent raises it
             answer = (None, error)
-        send(replies, answer)
-
-
-if __name__ == "__main__":
-    main()
+        try:
+            send(replies, answer)
+        except BrokenPipeError:  # the parent is gone
+            return
