@@ -21,6 +21,7 @@ from studies import (
     reasoning_paths,
     reasoning_vectors,
     sft_vs_rl_weights,
+    shortcut_neurons,
 )
 from studies._bake import Bake
 from studies._diff import Diff
@@ -30,6 +31,7 @@ from studies.pretend_to_forget import PretendToForget
 from studies.reasoning_paths import ReasoningPaths
 from studies.reasoning_vectors import ReasoningVectors
 from studies.sft_vs_rl_weights import SftVsRlWeights
+from studies.shortcut_neurons import ShortcutNeurons
 
 # A study is a frozen configuration and a function that answers it into a run folder.
 STUDIES: dict[str, tuple[type, Callable[[Any], Run]]] = {
@@ -37,6 +39,7 @@ STUDIES: dict[str, tuple[type, Callable[[Any], Run]]] = {
     reasoning_paths.NAME: (ReasoningPaths, reasoning_paths.run),
     reasoning_vectors.NAME: (ReasoningVectors, reasoning_vectors.run),
     sft_vs_rl_weights.NAME: (SftVsRlWeights, sft_vs_rl_weights.run),
+    shortcut_neurons.NAME: (ShortcutNeurons, shortcut_neurons.run),
 }
 
 

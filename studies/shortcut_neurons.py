@@ -9,7 +9,7 @@ number, other scores chosen in the same way, and LoRA on the same labelled examp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ NAME = "shortcut-neurons"
 SETS = ("train", "dev", "in-distribution", "off-distribution", "counter")
 SCORES = ("integrated_gradients", "gradient_x_activation", "activation", "wanda", "random")
 IG = "integrated_gradients"
+RANDOM = "random, same layer and number"  # on the off-distribution questions only
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ShortcutNeurons:
     questions: Path | None = None
     """A folder with train.jsonl, dev.jsonl, in-distribution.jsonl, off-distribution.jsonl (and
     counter.jsonl): prompt, answer, options, and group; default: the organism's."""
+    options: int = 4
+    """Options of the organism's questions: 2 or 4."""
     seeds: int = 3
     """Draws of the training, dev and test questions."""
     draws: int = 20
@@ -107,8 +110,8 @@ def _answers(
 
     rows: list[dict] = []
 
-    def score(method: str, draw: int, measured: Model) -> None:
-        for name in SETS[2:]:
+    def score(method: str, draw: int, measured: Model, sets: Sequence[str] = SETS[2:]) -> None:
+        for name in sets:
             if name in asked:
                 right = iv.answered_rightly(measured, asked[name]).tolist()
                 rows.extend(
@@ -139,7 +142,7 @@ def _answers(
             folder.table(f"cue-{seed}", lambda f=found: _cue(model, asked, f, seed))
             for draw, edit in enumerate(random_edits(found, config.draws, seed)):
                 with edit.applied(model):
-                    score("random, same layer and number", draw, model)
+                    score(RANDOM, draw, model, SETS[3:4])
     if config.lora_steps:
         steps = 2 if config.smoke else config.lora_steps
         score("LoRA on dev", 0, tuned_with_lora(model, asked["dev"], steps, seed))
@@ -162,7 +165,7 @@ def _questions(config: ShortcutNeurons, seed: int) -> Questions:
     if config.questions is None:
         if not config.model.startswith(ORGANISM):
             raise InterpError("this model needs questions of its own: pass --questions FOLDER")
-        return _organism_questions(seed, smoke=config.smoke)
+        return _organism_questions(seed, config.options, smoke=config.smoke)
     found = {}
     for name in SETS:
         file = config.questions / f"{name}.jsonl"
@@ -174,7 +177,7 @@ def _questions(config: ShortcutNeurons, seed: int) -> Questions:
     return found
 
 
-def _organism_questions(seed: int, *, smoke: bool) -> Questions:
+def _organism_questions(seed: int, options: int, *, smoke: bool) -> Questions:
     """Planted where the shortcut pays, uninformative on dev and off, counter where it misleads."""
     from studies.organisms.world import World
 
@@ -190,7 +193,7 @@ def _organism_questions(seed: int, *, smoke: bool) -> Questions:
     return {
         name: [
             Question(c.prompt, c.answer, c.letters, c.person.name)
-            for c in world.multiple_choice(few or count, split, marker, seed)  # type: ignore[arg-type]
+            for c in world.multiple_choice(few or count, split, marker, seed, options)  # type: ignore[arg-type]
         ]
         for name, split, marker, count in plan
     }
@@ -223,6 +226,8 @@ def _summary(answers: pd.DataFrame) -> pd.DataFrame:
     for (method, name), part in answers.groupby(["method", "set"], sort=False):
         accuracy = _estimate(part["right"], part, (0.0, 1.0))
         gain = _estimate(_against(part, plain), part, (-1.0, 1.0))
+        if method == "as it is":
+            gain = Estimate(0.0, 0.0, 0.0, gain.clusters, gain.n)
         rows.append(
             {"method": method, "set": name, "accuracy": accuracy.mean, "low": accuracy.low,
              "high": accuracy.high, "gain": gain.mean, "gain_low": gain.low,
@@ -258,7 +263,7 @@ def _verdict(answers: pd.DataFrame, summary: pd.DataFrame, cue: pd.DataFrame) ->
         f"Pruning by integrated gradients changes that by {_span(off, 'gain', sign=True)} off the "
         f"training distribution and by {_span(inside, 'gain', sign=True)} on it.",
     ]
-    draws = answers[(answers["method"] == "random, same layer and number")]
+    draws = answers[(answers["method"] == RANDOM)]
     if len(draws):
         gains = _draw_gains(draws, answers)
         low, high = gains.quantile(0.025), gains.quantile(0.975)
@@ -314,8 +319,9 @@ def _sections(
             [
                 "Accuracy with 95 % intervals over people, and the change against the model as it "
                 "is on the same questions. Layer and percentage of every pruning were chosen on "
-                "dev questions about other people; where no setting beat the model on dev, nothing "
-                "was pruned. The random control prunes as many neurons of the same layer."
+                "dev questions, none of which is reported on; where no setting beat the model on "
+                "dev, nothing was pruned. The random control prunes as many neurons of the same "
+                "layer."
             ],
             summary,
             [(gains, "Change in accuracy against the model as it is.")],
