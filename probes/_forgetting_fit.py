@@ -67,8 +67,8 @@ class ForgettingFit:
 
 
 def forgetting_fit(
-    forgetting: Sequence[float],
-    predictors: Mapping[str, Sequence[float]],
+    forgetting: Sequence[float] | np.ndarray,
+    predictors: Mapping[str, Sequence[float] | np.ndarray],
     *,
     degree: int = 2,
     groups: Sequence[object] | None = None,

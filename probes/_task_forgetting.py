@@ -15,7 +15,7 @@ from interp._estimate import Estimate, cluster_mean, share
 if TYPE_CHECKING:
     import pandas as pd
 
-Right = Mapping[str, Sequence[bool]]
+Right = Mapping[str, Sequence[bool] | np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _task(
     def rate(hits: np.ndarray) -> Estimate:
         if groups is None:
             return share(int(hits.sum()), len(hits))
-        return cluster_mean(hits.tolist(), groups, seed)
+        return cluster_mean(hits.astype(float).tolist(), groups, seed)
 
     members: list[object] = list(range(len(old))) if groups is None else groups
     lost, won = old > new, new > old
