@@ -52,8 +52,10 @@ class Attribution:
         """How far the parts miss what they should sum to, relative to it.
 
         |sum_j v_j - (F(a) - F(a'))| / max(|F(a) - F(a')|, floor), where the floor is what the
-        model's arithmetic can tell apart: sqrt(eps) * max(|F(a)|, |F(a')|, sum_j |v_j|). Only
-        integrated gradients promise zero; for ablation this is how far units interact.
+        model's arithmetic can tell apart: sqrt(eps) * max(|F(a)|, |F(a')|, sum_j |v_j|), and for
+        logits and log-probabilities at least sqrt(eps) nats: where a token is certain its
+        log-probability is zero, but made of logits that are not. Only integrated gradients promise
+        zero; for ablation this is how far units interact.
         """
         flat = [value.flatten(1).double() for value in self.values.values()]
         total = torch.stack([value.sum(1) for value in flat], dim=1)
@@ -61,6 +63,8 @@ class Attribution:
         output, baseline = self.output.double()[:, None], self.baseline_output.double()
         change = output - baseline
         size = torch.maximum(torch.maximum(output.abs(), baseline.abs()), gross)
+        if self.meta.get("target") in ("logprob", "logit", "logit_difference"):
+            size = size.clamp(min=1.0)
         floor = size * self.meta["eps"] ** 0.5
         return (total - change).abs() / torch.maximum(change.abs(), floor).clamp(min=1e-300)
 

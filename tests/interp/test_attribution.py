@@ -107,6 +107,17 @@ def test_a_change_within_rounding_is_not_divided_by() -> None:
     assert float(got.completeness[0, 0]) < 0.01
 
 
+def test_a_token_that_is_certain_has_a_logprob_and_no_false_alarm() -> None:
+    """Logits of 40 and 0: the log-probability is 0, and rounding of the logits is all there is."""
+    model = build("gpt2", tie_word_embeddings=False)
+    with torch.no_grad():
+        model.transformer.ln_f.bias.copy_(model.lm_head.weight[5])
+        model.lm_head.weight[5] *= 40
+    attr = interp.attribute(model, [[7, 30, 12]], "logprob", "mlp_post", progress=False)
+    assert float(attr.output[0]) > -1e-6
+    assert float(attr.completeness.max()) < 0.01
+
+
 def test_records_come_back_from_disk(dense, experts, tmp_path) -> None:
     for number, got in enumerate((dense, experts)):
         back = Attribution.load(got.save(tmp_path / str(number)))
