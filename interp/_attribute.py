@@ -103,18 +103,19 @@ def attribute(
     """
     handle = as_model(model)
     require_unembed(handle)
+    anatomy = handle.anatomy
     batch = handle.batch(prompts)
     ports = _ports(handle, site, by)
     find = _method(method, nodes, heads=by == "head")
     bound = bind(target, handle, batch)
     baselines = find_baselines(handle, batch, ports, baseline, reference)
     if method == "integrated_gradients":
-        refuse_zero(handle.anatomy, baselines)
+        refuse_zero(anatomy, baselines)
     groups = [[one] for one in ports]
     if find.together:
         longest = int(batch.lengths.max())
-        groups = site_groups(handle.anatomy, list(ports), longest, find.n_rows)
-    chunks = prompt_chunks(handle.anatomy, groups, batch.lengths, find.n_rows)
+        groups = site_groups(anatomy, list(ports), longest, find.n_rows)
+    chunks = prompt_chunks(anatomy, groups, batch.lengths, find.n_rows)
     meta = {
         "model": handle.name or type(handle.module).__name__,
         "revision": handle.revision,
@@ -123,7 +124,7 @@ def attribute(
         "baseline": {str(site): name for site, name in baselines.names.items()},
         "nodes": nodes,
         "by": by,
-        "n_layers": handle.anatomy.n_layers,
+        "n_layers": anatomy.n_layers,
     }
     parts = []
     bar = tqdm(total=len(batch) * len(ports), desc="attribute", delay=2, disable=not progress)

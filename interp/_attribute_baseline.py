@@ -103,12 +103,13 @@ def find_baselines(
         )
     names: dict[Site, str] = {}
     values: dict[Site, Tensor] = {}
-    given = _by_site(baseline, model.anatomy) if isinstance(baseline, Mapping) else None
+    anatomy = model.anatomy
+    given = _by_site(baseline, anatomy) if isinstance(baseline, Mapping) else None
     for site in sites:
         if isinstance(baseline, str) and baseline in ("zero", "mean"):
             names[site] = baseline
         elif baseline is None:
-            names[site] = "mean" if needs_mean(model.anatomy, site) else "zero"
+            names[site] = "mean" if needs_mean(anatomy, site) else "zero"
         elif given is not None and site not in given:
             raise InterpError(f"the baseline has no entry for {site}; {_FORMS}")
         elif given is not None or isinstance(baseline, Tensor):

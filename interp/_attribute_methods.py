@@ -80,10 +80,10 @@ def record(
         padded = model.batch(prompts, padding="left")
         recording = again(model, padded)
         ids = {s: p.expert_ids[:, 0].clone() for s, p in ports.items() if isinstance(p, ExpertPort)}
-    if in_use(model.anatomy.module):
+    if in_use(recording.anatomy.module):
         _require_same_as_whole(recording, run(model.module, padded.inputs).logits[:, -1])
     activations = {site: _precise(seen[site]) for site in ports}
-    score, tokens = target.score(model.anatomy, rows, recording.logits[:, -1].float())
+    score, tokens = target.score(recording.anatomy, rows, recording.logits[:, -1].float())
     prompt = torch.arange(len(rows), device=recording.streams[-1].device)
     return Recorded(
         recording,

@@ -141,11 +141,29 @@ def _first_tokens(model: Model, batch: Batch, answers: Answers | None) -> Tensor
 def _of_distribution(anatomy: Anatomy, answer: Tensor, kind: str) -> Score:
     def score(stream: Tensor, prompt: Tensor) -> Tensor:
         logits = _precise(anatomy.unembed(stream))
-        chosen = logits.gather(-1, answer.to(logits.device)[prompt.to(logits.device), None])[:, 0]
-        logprob = chosen - logits.logsumexp(-1)
+        token = answer.to(logits.device)[prompt.to(logits.device)]
+        logprob = torch.as_tensor(_LogProb.apply(logits, token))
         return logprob.exp() if kind == "prob" else logprob
 
     return score
+
+
+class _LogProb(torch.autograd.Function):
+    """log softmax(logits)[token]; its backward goes over the vocabulary once, not five times."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, token: Tensor) -> Tensor:
+        peak = logits.amax(-1, keepdim=True)
+        weights = (logits - peak).exp_()
+        total = weights.sum(-1, keepdim=True)
+        ctx.save_for_backward(weights, total, token[:, None])
+        return (logits.gather(-1, token[:, None]) - peak - total.log())[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        weights, total, token = ctx.saved_tensors
+        slope = slopes[0][:, None]
+        return (weights * (-slope / total)).scatter_add_(-1, token, slope), None
 
 
 def _of_logits(anatomy: Anatomy, tokens: Int[Tensor, "prompt k"]) -> Score:

@@ -140,8 +140,8 @@ def replay_last(model: Model | nn.Module, prompts: Any) -> Replay:
                     "input_ids": batch.input_ids[:, :-1],
                     "attention_mask": batch.attention_mask[:, :-1],
                     "position_ids": batch.position_ids[:, :-1],
-                    # As indices: only keys and values are wanted, not the vocabulary.
-                    "logits_to_keep": batch.input_ids.new_tensor([-1]),
+                    # Of no position: only keys and values are wanted, not the vocabulary.
+                    "logits_to_keep": batch.input_ids.new_empty(0),
                 },
             ),
             use_cache=True,
