@@ -11,6 +11,7 @@ from torch import Tensor
 from interp._edit.change import Change, wide
 
 Read = Callable[[str], Tensor]
+_CHUNK = 2**20  # entries
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,18 @@ class Fold:
     shift: Tensor | None = None
     through: list[Through] = field(default_factory=list)
 
-    def applied_to(self, weight: Tensor, raw: Read) -> Tensor:
-        """The folded tensor; `raw(name)` gives matrices before folding."""
+    def apply_(self, weight: Tensor, raw: Read) -> Tensor:
+        """Fold into a tensor in place; `raw(name)` gives matrices before folding."""
         if self.scale is not None:
-            weight = (weight + self.offset) * self.scale.to(weight) - self.offset
+            if self.offset:
+                weight += self.offset
+            weight *= self.scale.to(weight)
+            if self.offset:
+                weight -= self.offset
         if self.shift is not None:
-            weight = weight + self.shift.to(weight)
+            weight += self.shift.to(weight)
         for term in self.through:
-            weight = weight + term.added(raw(term.weight))
+            weight += term.added(raw(term.weight))
         return weight
 
 
@@ -107,8 +112,10 @@ def cook(
         return _changed(start, () if other is None else other.changes)
 
     after = _changed(before, recipe.changes)
+    if after.data_ptr() == before.data_ptr():  # the base keeps its numbers
+        after = after.clone()
     if recipe.fold is not None:
-        after = recipe.fold.applied_to(after, raw)
+        after = recipe.fold.apply_(after, raw)
     stored = after.to(before.dtype)
     return stored, _realised(before, after, stored)
 
@@ -121,12 +128,18 @@ def _changed(weight: Tensor, changes: tuple[Change, ...]) -> Tensor:
 
 
 def _realised(before: Tensor, after: Tensor, stored: Tensor) -> Realised:
-    start = before.to(after.dtype)
-    intended, realised = (after - start).reshape(-1), (stored.to(after.dtype) - start).reshape(-1)
-    norms = [float(torch.linalg.vector_norm(x)) for x in (intended, realised)]
-    inner = float(torch.dot(intended, realised))
-    cosine = min(inner / (norms[0] * norms[1]), 1.0) if norms[0] and norms[1] else float("nan")
-    moving = intended != 0
-    unmoved = int((moving & (realised == 0)).sum())
-    dtype = str(stored.dtype).removeprefix("torch.")
-    return Realised(dtype, *norms, cosine, int(moving.sum()), unmoved)
+    """In chunks, because the differences of a whole matrix are four more of its size."""
+    squares = torch.zeros(3, dtype=torch.float64)  # intended, realised, their product
+    moving = unmoved = 0
+    flat = (tensor.reshape(-1) for tensor in (before, after, stored))
+    for was, wanted, got in zip(*(tensor.split(_CHUNK) for tensor in flat), strict=True):
+        start = was.to(wanted.dtype)
+        intended, realised = wanted - start, got.to(wanted.dtype) - start
+        pairs = (intended, intended), (realised, realised), (intended, realised)
+        squares += torch.stack([torch.dot(a, b) for a, b in pairs]).cpu()
+        moves = intended != 0
+        moving += int(moves.sum())
+        unmoved += int((moves & (realised == 0)).sum())
+    norms = squares[:2].sqrt().tolist()
+    cosine = min(float(squares[2]) / (norms[0] * norms[1]), 1.0) if all(norms) else float("nan")
+    return Realised(str(stored.dtype).removeprefix("torch."), *norms, cosine, moving, unmoved)

@@ -84,6 +84,8 @@ def test_untying_lets_the_embedding_move_without_the_head(name, ids) -> None:
     torch.testing.assert_close(plain.logits_of(baked, ids), expected, rtol=0, atol=1e-5 * scale)
     assert not baked.config.tie_word_embeddings and module.config.tie_word_embeddings
     assert torch.equal(baked.lm_head.weight, module.lm_head.weight)
+    own = {p.data_ptr() for p in module.parameters()}
+    assert not own & {p.data_ptr() for p in baked.parameters()}
 
 
 def test_a_config_that_ties_more_than_a_head_cannot_be_taken_apart() -> None:

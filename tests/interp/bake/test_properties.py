@@ -102,7 +102,8 @@ def delta(model: interp.Model, what: ADelta) -> Delta:
     untie = bool(what.untie and tied and len(shape) == 2)
     change: Any
     if what.kind == "sparse" and not untie:
-        index = torch.arange(what.seed % 7, int(torch.Size(shape).numel()), 11)
+        numel = int(torch.Size(shape).numel())
+        index = torch.arange(what.seed % min(7, numel), numel, 11)
         change = Sparse(index, normal(what.seed, len(index)), shape)
     elif what.kind == "towards" and not untie:
         change = Towards(0.2 * normal(what.seed, *shape), what.amount)
