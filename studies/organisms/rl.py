@@ -23,10 +23,10 @@ class RlConfig:
 
     seed: int = 0
     steps: int = 60
-    keep: tuple[int, ...] = (8, 15, 30)  # steps after which a checkpoint is kept, too
+    keep: tuple[int, ...] = (4, 8, 15, 30)  # steps after which a checkpoint is kept, too
     rows: int = 128  # completions a step
     generations: int = 16  # of them, for one problem
-    lr: float = 3e-4
+    lr: float = 1e-4
     beta: float = 0.0  # weight of the KL term
     max_new_tokens: int = 34
     world: int = 0
