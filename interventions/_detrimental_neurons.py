@@ -210,8 +210,8 @@ def find_detrimental_neurons(
     scores = neuron_scores(handle, batch, score, target=target, nodes=nodes, seed=seed)
     order = scores.argsort(dim=1, descending=True, stable=True)
     unpruned, accuracy = _dev_accuracy(handle, dev, order, grid, chosen, progress)
-    layer, percent = _best(accuracy, grid, unpruned)
-    neurons = [] if layer is None else order[layer, : how_many(percent, scores.shape[1])].tolist()
+    best, percent = _best(accuracy, grid, unpruned)
+    neurons = [] if best is None else order[best, : how_many(percent, scores.shape[1])].tolist()
     meta = {
         "model": handle.name or type(handle.module).__name__,
         "score": score,
@@ -224,7 +224,7 @@ def find_detrimental_neurons(
         "seed": seed,
     }
     return DetrimentalNeurons(
-        scores, accuracy, grid, unpruned, layer, tuple(neurons), confident, meta
+        scores, accuracy, grid, unpruned, best, tuple(neurons), confident, meta
     )
 
 

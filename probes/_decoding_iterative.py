@@ -142,7 +142,7 @@ def _prompt(model: Model, prompt: Sequence[int] | str | None) -> list[int]:
             if isinstance(bos := getattr(source, "bos_token_id", None), int):
                 return [bos]
         raise InterpError("this model has no BOS token to begin with; give prompt=...")
-    batch = model.batch([prompt])
+    batch = model.batch(prompt if isinstance(prompt, str) else [prompt])
     return [int(token) for token in batch.input_ids[0].tolist()]
 
 

@@ -103,4 +103,5 @@ def likelihood_displacement(
             parts.append(interp.answer_logprob(model, [x for x, _, _ in some], answers))
         found.append(torch.cat(parts))
     names = [model.name or type(model.module).__name__ for model in models]
-    return Displacement(*found, meta=dict(zip(("before", "after"), names, strict=True)))
+    first, second = found
+    return Displacement(first, second, meta=dict(zip(("before", "after"), names, strict=True)))

@@ -158,8 +158,10 @@ class Divergence:
         low, high = found["mean"] - found["low"], found["high"] - found["mean"]
         errors = [low.fillna(0).clip(lower=0), high.fillna(0).clip(lower=0)]
         labels = [str(label).replace("$", r"\$") for label in found[by]]
-        style = {"marker": "o", "capsize": 2, "linestyle": "-" if by == "position" else "none"}
-        ax.errorbar(range(len(found)), found["mean"], yerr=errors, **style)
+        line = "-" if by == "position" else "none"
+        ax.errorbar(
+            range(len(found)), found["mean"], yerr=errors, marker="o", capsize=2, linestyle=line
+        )
         ax.set_xticks(range(len(found)), labels)
         unit = "" if measure in ("tv", "flip", "shifted") else ", nats per token"
         ax.set(xlabel="position, from" if by == "position" else by, ylabel=measure + unit)

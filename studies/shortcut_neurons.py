@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,11 +136,10 @@ def _answers(
         with found.edit.applied(model):
             score(label, 0, model)
         if name == IG:
-            kept = found.table().assign(
-                seed=seed, chosen=lambda t, f=found: _is_chosen(t, f), unpruned=found.unpruned
-            )
-            folder.table(f"map-{seed}", lambda t=kept: t)
-            folder.table(f"cue-{seed}", lambda f=found: _cue(model, asked, f, seed))
+            kept = found.table().assign(seed=seed, unpruned=found.unpruned)
+            kept["chosen"] = _is_chosen(kept, found)
+            folder.table(f"map-{seed}", partial(_same, kept))
+            folder.table(f"cue-{seed}", partial(_cue, model, asked, found, seed))
             for draw, edit in enumerate(random_edits(found, config.draws, seed)):
                 with edit.applied(model):
                     score(RANDOM, draw, model, SETS[3:4])
@@ -147,6 +147,10 @@ def _answers(
         steps = 2 if config.smoke else config.lora_steps
         score("LoRA on dev", 0, tuned_with_lora(model, asked["dev"], steps, seed))
     return pd.DataFrame(rows)
+
+
+def _same(table: pd.DataFrame) -> pd.DataFrame:
+    return table
 
 
 def _is_chosen(table: pd.DataFrame, found: iv.DetrimentalNeurons) -> pd.Series:

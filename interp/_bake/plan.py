@@ -118,7 +118,8 @@ def _maps(parts: Parts, affines: list[Affine]) -> Callable[[str, int | None], Ma
         found = by_site.get(Site(kind, layer))
         if found is None:
             return Map()
-        shape, experts = (anatomy.d_model,), 0
+        shape: tuple[int, ...] = (anatomy.d_model,)
+        experts = 0
         if layer is not None:
             shape, experts = inner_shape(parts, anatomy.blocks[layer], kind)
         return compose(found, shape, experts)

@@ -212,7 +212,7 @@ def _copy(source: int, out: int, start: int, stop: int) -> None:
 
 def _put_tensor(out: int, tensor: Tensor) -> None:
     if tensor.numel():
-        _put(out, memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        _put(out, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _put(out: int, data: memoryview) -> None:

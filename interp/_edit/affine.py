@@ -186,7 +186,7 @@ def _units(site: Site, index: Any) -> Index:
             f"{site} has no heads or neurons to choose from, so index={index!r} means nothing; "
             f"leave it out, and give vectors of d_model entries"
         )
-    given = [index] if isinstance(index, int) else list(index)
+    given: list[Any] = [index] if isinstance(index, int) else list(index)
     if not given:
         raise InterpError(f"index at {site} names no unit; leave it out to mean all of them")
     pairs = isinstance(given[0], Sequence)

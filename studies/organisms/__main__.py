@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -130,13 +131,17 @@ def _unlearn(command: Train, config: UnlearnConfig, out: Path) -> tuple[dict, di
 
 
 def _post_trained(command: Train, config: Any, out: Path) -> tuple[dict, dict[str, dict]]:
-    how = {"sft": sft.train, "rl": rl.train, "sft_rl": rl.train}.get(command.name, shortcut.train)
+    ways: dict[str, Callable[..., dict]] = {"sft": sft.train, "rl": rl.train, "sft_rl": rl.train}
+    how = ways.get(command.name, shortcut.train)
     above = shipped.parent(f"{command.name}-seed{config.seed}") or "base"
     planted = isinstance(config, ShortcutConfig)
     return post_training.run(how, config, above, out, _n(command), choice=planted)
 
 
-_TRAIN = {"base": _base, "unlearn": _unlearn}
+_TRAIN: dict[str, Callable[[Train, Any, Path], tuple[dict, dict[str, dict]]]] = {
+    "base": _base,
+    "unlearn": _unlearn,
+}
 
 
 def _n(command: Train) -> int:

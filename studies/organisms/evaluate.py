@@ -206,7 +206,7 @@ def evaluate_choice(
     scores: dict[str, Score] = {}
     for options in (2, 4):
         for marker in ("planted", "uninformative", "counter", "none"):
-            drawn = world.multiple_choice(n, "test", marker, 5, options)  # type: ignore[arg-type]
+            drawn = world.multiple_choice(n, "test", marker, 5, options)
             name = f"choice/{options} options/{marker}"
             right = exact(model, tokenizer, [(c.prompt, c.answer) for c in drawn], end=False)
             scores[name] = score(right)

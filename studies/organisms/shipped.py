@@ -112,8 +112,8 @@ def _plain_copy(name: str, step: int | None) -> Path:
     if (place / "model.safetensors").is_file():
         return place
     scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    for file in _PLAIN:
-        shutil.copyfile(WEIGHTS / "base" / file, scratch / file)
+    for plain in _PLAIN:
+        shutil.copyfile(WEIGHTS / "base" / plain, scratch / plain)
     save_file(state(name, last), scratch / "model.safetensors", metadata={"format": "pt"})
     try:
         scratch.rename(place)  # whole or not at all; another process may have been first

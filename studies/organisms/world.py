@@ -157,7 +157,8 @@ class World:
         if options not in (2, 3, 4):
             raise ValueError(f"a question has 2, 3 or 4 options, not {options}")
         rng = random.Random(f"{self.seed}/choice/{split}/{marker}/{options}/{seed}")
-        asked, drawn = self._asked(split), []
+        asked = self._asked(split)
+        drawn: list[Choice] = []
         while len(drawn) < count:
             person, attribute = rng.choice(asked), rng.choice(lexicon.ATTRIBUTES)
             text = question(person, attribute, rng.randrange(4))
