@@ -11,7 +11,7 @@ temperature.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -108,13 +108,12 @@ def run(config: ReasoningPaths) -> Run:
     if config.rollouts:
         files = {str(path): digest(path) for path in config.rollouts if path.is_file()}
         given = read_rollouts(config.rollouts)  # before the folder is made: lines may be bad
-        folder = Run.open(config.out, NAME, config, files=files)
+        reader = {} if config.reading == SPELLING else {config.reading: identity(config.reading)}
+        folder = Run.open(config.out, NAME, config, files=files, checkpoints=reader)
         rollouts, groups = given, [list(dict.fromkeys(r.model for r in given))]
     else:
-        if not config.temperatures:
-            raise InterpError("no temperatures; name at least one to sample at")
-        _check_organisms(config.labels.values())
-        weights = {source: identity(source) for source in config.labels.values()}
+        _check(config)
+        weights = {s: identity(s) for s in (*config.labels.values(), config.reading)}
         folder = Run.open(config.out, NAME, config, checkpoints=weights)
         rollouts = _sampled(folder, config)
         groups = [[_named(m, t) for m in config.labels] for t in config.temperatures]
@@ -147,11 +146,20 @@ def _sampled(folder: Run, config: ReasoningPaths) -> list[Rollout]:
     return [Rollout(**{**row, "correct": bool(row["correct"])}) for row in rows]
 
 
-def _check_organisms(sources: Iterable[str]) -> None:
-    """A mistyped name is refused before anything is sampled, not after minutes."""
+def _check(config: ReasoningPaths) -> None:
+    """What is mistyped is refused before anything is sampled, not after minutes."""
     from studies import organisms
 
-    for source in sources:
+    if not config.temperatures or min(config.temperatures) <= 0:
+        raise InterpError(
+            f"temperatures {config.temperatures}: expected one or more, all above 0; without "
+            f"chance there is only one rollout a problem"
+        )
+    if min(config.problems, config.samples) < 1:
+        raise InterpError(
+            f"{config.problems} problems and {config.samples} samples: expected at least one each"
+        )
+    for source in config.labels.values():
         name = source.removeprefix(ORGANISM).partition("@")[0]
         if source.startswith(ORGANISM) and name not in organisms.names():
             raise InterpError(f"no organism {name!r}; {nearest(name, organisms.names())}")

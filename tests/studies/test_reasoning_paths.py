@@ -145,6 +145,24 @@ def test_command_line(files: list[Path], tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperatures": ()}, "expected one or more"),
+        ({"temperatures": (1.0, 0.0)}, "all above 0"),
+        ({"samples": 0}, "40 problems and 0 samples"),
+        ({"rl": "organism:lr"}, "no organism 'lr'"),
+    ],
+)
+def test_what_cannot_be_sampled_leaves_no_folder(
+    tmp_path: Path, wrong: dict[str, object], message: str
+) -> None:
+    given = {"sft": "organism:base", "rl": "organism:base", "out": tmp_path / "run"} | wrong
+    with pytest.raises(InterpError, match=message):
+        run(ReasoningPaths(**given))  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", "line 2 is no JSON object"),
