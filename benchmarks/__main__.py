@@ -14,6 +14,7 @@ NAMES = {
     "attribute": "integrated gradients of every neuron beside a bare forward and captum",
     "bake": "steered generation and baked models beside the peers; baking 3 GB on disk",
     "capture": "capture of every layer beside transformer-lens, nnsight and plain hooks",
+    "divergence": "KL and its kin of two models over a corpus beside their two bare forwards",
     "lens": "the logit lens at the last position and at all, beside the same",
     "replay": "one-token replay, replay of a suffix and early stopping, as ratios to a forward",
 }
@@ -31,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.name is None:
         for name, what in NAMES.items():
-            print(f"python -m benchmarks {name:9} {what}")
+            print(f"python -m benchmarks {name:10} {what}")
         for inner in sorted(Path(__file__).parent.glob("*/__main__.py")):
             print(f"python -m benchmarks.{inner.parent.name}")
         return

@@ -47,7 +47,7 @@ def test_disagreement_finds_a_contestant_that_computes_something_else() -> None:
 
 
 def test_contestants_of_ours_and_by_hand_agree() -> None:
-    from benchmarks import attribute, bake, capture, lens, replay
+    from benchmarks import attribute, bake, capture, divergence, lens, replay
     from benchmarks._peers import Peers
 
     model = _models.build("llama", tiny=True)
@@ -58,6 +58,7 @@ def test_contestants_of_ours_and_by_hand_agree() -> None:
         replay.contestants(model, ids),
         attribute.beside_captum(model, ids, 1.0),
         bake.contestants(model, ids, peers),
+        divergence.contestants(model, divergence.moved(model), ids, 1, judged=False),
     )
     for everyone in groups:
         mine = [one for one in everyone if not one.name.startswith(("transformer-lens", "nnsight"))]
@@ -66,7 +67,7 @@ def test_contestants_of_ours_and_by_hand_agree() -> None:
         assert max(gaps.values()) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["attribute", "bake", "capture", "lens", "replay"])
+@pytest.mark.parametrize("name", ["attribute", "bake", "capture", "divergence", "lens", "replay"])
 def test_quick_runs_every_contestant_and_writes_nothing(name: str, root: Path) -> None:
     results = root / "benchmarks" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.glob("*")}
