@@ -32,6 +32,16 @@ MEASURES: dict[str, tuple[float, float] | None] = {
     "tuned_entropy": (0.0, math.inf),
     "log_ratio": None,
 }
+_AXES = {
+    "forward": "KL(base ‖ tuned), nats per token",
+    "reverse": "KL(tuned ‖ base), nats per token",
+    "tv": "total variation",
+    "flip": "share of tokens with another top token",
+    "shifted": "share of tokens ranked beyond 3 by the base",
+    "base_entropy": "entropy of the base, nats",
+    "tuned_entropy": "entropy of the tuned model, nats",
+    "log_ratio": "log p_tuned - log p_base, nats per token",
+}
 _NOT_TENSORS = ("kinds", "tokens", "meta")
 
 
@@ -117,8 +127,9 @@ class Divergence:
         shifted base_entropy tuned_entropy log_ratio`, the last over tokens that have a next one.
 
         Args:
-            by: nothing; `"class"` of the token that follows; `"position"`, in bins that double
-                (0, 1, 2-3, 4-7, ...; the column holds each bin's first); `"text"`; `"shift"`.
+            by: nothing; `"class"` of the token that follows; `"position"`, counted from the first
+                measured one of its text, in bins that double (0, 1, 2-3, 4-7, ...; the column holds
+                each bin's first); `"text"`; `"shift"`.
             seed: of the bootstrap.
         """
         import pandas as pd
@@ -163,8 +174,9 @@ class Divergence:
             range(len(found)), found["mean"], yerr=errors, marker="o", capsize=2, linestyle=line
         )
         ax.set_xticks(range(len(found)), labels)
-        unit = "" if measure in ("tv", "flip", "shifted") else ", nats per token"
-        ax.set(xlabel="position, from" if by == "position" else by, ylabel=measure + unit)
+        ax.set(xlabel="position, from" if by == "position" else by, ylabel=_AXES[measure])
+        if (bounds := MEASURES[measure]) is not None:
+            ax.set_ylim(bottom=bounds[0])
         ax.spines[["top", "right"]].set_visible(False)
         return ax
 
@@ -209,7 +221,10 @@ class Divergence:
         elif by == "text":
             labels = self.text.numpy()
         elif by == "position":
-            positions = self.position.numpy()
+            texts, where = np.unique(self.text.numpy(), return_inverse=True)
+            starts = np.full(len(texts), np.iinfo(np.int64).max)
+            np.minimum.at(starts, where, self.position.numpy())
+            positions = self.position.numpy() - starts[where]
             doubled = 2 ** np.floor(np.log2(np.maximum(positions, 1))).astype(int)
             labels = np.where(positions == 0, 0, doubled)
         else:

@@ -148,6 +148,7 @@ def test_completions_alone_are_predicted() -> None:
     where = [2, 3, 6]
     torch.testing.assert_close(got.forward, whole.forward[where])
     assert whole.target[where].tolist() == got.target.tolist()
+    assert sorted(got.summary("position")["position"].unique().tolist()) == [0, 1]
 
 
 def test_memory_never_holds_the_logits_of_more_than_a_chunk(
