@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp._batch import Batch
@@ -103,7 +102,8 @@ def causal_trace(
     found = measured(question, estimate=False, exact=[], progress=progress, desc="causal trace")
 
     def mean(values: Tensor) -> Tensor:
-        return values.unflatten(0, (len(batch), samples)).mean(1)
+        # In double precision, so that equal samples have exactly their own mean.
+        return values.double().unflatten(0, (len(batch), samples)).mean(1).to(values.dtype)
 
     means = Measured(mean(found.score), mean(found.exact), mean(found.clean), mean(found.corrupted))
     meta = {
@@ -144,7 +144,7 @@ def _subjects(model: Model, batch: Batch, subjects: Subjects) -> list[list[int]]
 
 def _noise(
     model: Model, batch: Batch, where: list[list[int]], noise: float, samples: int, seed: int
-) -> tuple[list[Float[Tensor, "pos d_model"]], float]:
+) -> tuple[list[Tensor], float]:
     """What to add to each repeated prompt's embeddings, and its standard deviation."""
     embedded = capture(model, batch, "embed")["embed"].float()
     std = noise * float(torch.cat([embedded[i, at] for i, at in enumerate(where)]).std())

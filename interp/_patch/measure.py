@@ -43,7 +43,7 @@ class Question:
     plan: Plan
     metric: BoundMetric
     noising: bool
-    noise: list[Float[Tensor, "pos d_model"]] | None = None
+    noise: list[Tensor] | None = None  # each [pos d_model]
 
 
 @dataclass(frozen=True)

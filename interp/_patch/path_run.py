@@ -151,7 +151,9 @@ class _Step:
         writes = {}
         for part in self.job.receivers:
             mask = unit_mask(self.run.at(part.site), part.site, part.units)
-            writes[part.site] = Write(row, place, heard[part.site], mask[None])
+            writes[part.site] = Write(
+                row, place, heard[part.site], mask.expand(len(prompt), -1, -1)
+            )
         lowest = min(part.site.layer or 0 for part in self.job.receivers)
         entry = [lowest] * len(prompt)
         return sweep(self.recording, self.run.ports, writes, entry, prompt, start=self.start)

@@ -148,6 +148,8 @@ def joint(
         InterpError: a name without places, something else than places.
     """
     patches = []
+    if not named:
+        raise InterpError("an empty mapping: nothing to patch; name places, or give sites")
     for name, places in named.items():
         given = [places] if isinstance(places, Place) else list(places)
         if not given or not all(isinstance(one, Place) for one in given):
