@@ -238,7 +238,7 @@ def run(*, quick: bool, seconds: float) -> Report:
         return report
     with tempfile.TemporaryDirectory(prefix="interp-bake-") as scratch:
         writers = on_disk(Path(scratch), "1.5b")
-        timing = alternate(writers, seconds=seconds / 3, rounds=(5, 30))
+        timing = alternate(writers, seconds=seconds / 3, rounds=(3, 30))
         section = Section("1.5 B parameters in bfloat16, on disk", COPY, timing)
         for one in writers:
             row = row_of(one, timing, COPY)

@@ -77,7 +77,8 @@ def side_effects(
     before = [_read(handle, batch) for batch in batches]
     spoken = _continued(handle, asked, max_new_tokens)
     unembed = _kept_unembedding(handle, edit)
-    kl, nll_before, nll_after, norms = [], [], [], []
+    kept: dict[str, list[Tensor]] = {"kl": [], "nll_before": [], "nll_after": []}
+    norms: list[Tensor] = []
     with _changes_alone(edit).applied(handle, transfer=transfer):
         maps = Edit(edit.affines)
         for batch, (stream, norm) in zip(batches, before, strict=True):
@@ -88,17 +89,15 @@ def side_effects(
                 parts = _compare(
                     unembed, handle.anatomy, stream[row, :length], edited[row, :length], ids
                 )
-                for kept, part in zip((kl, nll_before, nll_after), parts, strict=True):
-                    kept.append(part)
+                for found, part in zip(kept.values(), parts, strict=True):
+                    found.append(part)
                 pair = torch.stack([norm[row, :, :length], norm_after[row, :, :length]])
                 norms.append(torch.cat([pair.mean(-1), (pair[1] / pair[0]).mean(-1)[None]]))
         with maps.applied(handle):
             changed = _continued(handle, asked, max_new_tokens)
     return SideEffects(
-        kl=torch.cat(kl),
-        nll_before=torch.cat(nll_before),
-        nll_after=torch.cat(nll_after),
-        text=torch.repeat_interleave(torch.tensor([len(k) for k in kl])),
+        **{name: torch.cat(found) for name, found in kept.items()},
+        text=torch.repeat_interleave(torch.tensor([len(kl) for kl in kept["kl"]])),
         norm_before=torch.stack(norms)[:, 0],
         norm_after=torch.stack(norms)[:, 1],
         norm_ratio=torch.stack(norms)[:, 2],

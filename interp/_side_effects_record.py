@@ -127,5 +127,6 @@ class SideEffects:
     def load(path: str | Path) -> SideEffects:
         """Read what `save` wrote."""
         tensors, meta = load_record(path, "side_effects")
-        texts = {name: tuple(meta[name]) for name in ("prompts", "before", "after")}
-        return SideEffects(**tensors, **texts, meta=meta["effects"])
+        held: dict[str, Any] = {**tensors}
+        held |= {name: tuple(meta[name]) for name in ("prompts", "before", "after")}
+        return SideEffects(**held, meta=meta["effects"])

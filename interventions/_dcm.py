@@ -87,7 +87,7 @@ def learn_head_mask(
         >>> wanted = iv.Desideratum(texts[:8], texts[8:16], " live")
         >>> mask = iv.learn_head_mask(model, wanted, epochs=1, batch_size=4)
         >>> mask.weight.shape                                       # layer head
-        torch.Size([6, 4])
+        torch.Size([6, 8])
 
     Source: Davies et al. 2023 (arXiv 2307.03637), in the form of Prakash et al. 2024 (arXiv
     2402.14811).

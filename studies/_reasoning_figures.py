@@ -31,8 +31,8 @@ def sweep(effects: pd.DataFrame, models: pd.DataFrame) -> Figure:
         layout="constrained",
     )
     for column, vector in enumerate(vectors):
+        _levels(axes[0][column], models)
         for ax, quantity in zip(axes[:, column], ("accuracy", "text_loss"), strict=True):
-            _levels(ax, models, quantity)
             _course(ax, effects, models, vector, quantity)
             ax.spines[["top", "right"]].set_visible(False)
         axes[0][column].set_title(f"target + α ({_name(vector)})", fontsize=11)
@@ -49,16 +49,15 @@ def sweep(effects: pd.DataFrame, models: pd.DataFrame) -> Figure:
     return figure
 
 
-def _levels(ax: Any, models: pd.DataFrame, quantity: str) -> None:
+def _levels(ax: Any, models: pd.DataFrame) -> None:
     """Where SFT and RL themselves stand."""
-    at = models.set_index("model")[quantity].dropna()
-    for name, style, side in (("rl", ":", "bottom"), ("sft", "--", "top")):
-        if name in at:
-            ax.axhline(at[name], color="0.7", linestyle=style, linewidth=1, zorder=0)
-            ax.annotate(
-                name, (0.01, at[name]), xycoords=("axes fraction", "data"), fontsize=8,
-                color="0.4", ha="left", va=side,
-            )  # fmt: skip
+    at = models.set_index("model")["accuracy"]
+    for name, style in (("rl", ":"), ("sft", "--")):
+        ax.axhline(at[name], color="0.7", linestyle=style, linewidth=1, zorder=0)
+        ax.annotate(
+            name, (0.01, at[name]), xycoords=("axes fraction", "data"), fontsize=8, color="0.4",
+            ha="left", va="bottom" if at[name] == at[["rl", "sft"]].max() else "top",
+        )  # fmt: skip
 
 
 def _course(

@@ -209,6 +209,10 @@ class Outcome:
     over_noise: Estimate
     noise: tuple[float, float]  # where the accuracy of one more draw of noise would lie
 
+    def __str__(self) -> str:
+        harm = self.gain.high < 0 and self.over_noise.high < 0
+        return "held" if self.held else f"did not hold{' (it does harm)' if harm else ''}"
+
 
 def outcome(answers: pd.DataFrame, vector: str, seed: int) -> Outcome:
     """Whether the whole vector (alpha 1, which nobody chose by looking) carries an ability over.

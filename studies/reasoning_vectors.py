@@ -92,7 +92,7 @@ def run(config: ReasoningVectors) -> Run:
     known = folder.table("models", lambda: _models(answers, models, config.seed))
     stored = folder.table("stored", lambda: bench.stored(STORED))
     lines = _lines(folder, bench)
-    verdict = _verdict(answers, effects, stored, lines, config)
+    verdict = _verdict(answers, effects, known, stored, lines, config)
     write_report(
         folder.path / "report.html",
         "Does RL leave a vector that carries its ability elsewhere?",
@@ -148,20 +148,21 @@ def _lines(folder: Run, bench: Bench) -> dict[str, LossBarrier]:
 def _verdict(
     answers: pd.DataFrame,
     effects: pd.DataFrame,
+    known: pd.DataFrame,
     stored: pd.DataFrame,
     lines: dict[str, LossBarrier],
     config: ReasoningVectors,
 ) -> list[str]:
     """What was found, a sentence a line, each with its control."""
     at = effects[effects["draw"] == 0].set_index(["vector", "control", "alpha"])
-    sentences = []
+    sentences = [_alone(known)]
     for vector in (MAIN, "rl - base"):
         found = measures.outcome(answers, vector, config.seed)
         trivial = vector == "rl - base" and config.receiver == config.base
         note = " (this is the RL model itself, so no transfer)" if trivial else ""
         sentences.append(
             f"“{_name(vector)} carries RL's ability to the target” "
-            f"{'held' if found.held else 'did not hold'}{note}: the whole vector changes the share "
+            f"{found}{note}: the whole vector changes the share "
             f"of samples solved by {_points(found.gain)} points over the target as it is, and by "
             f"{_points(found.over_noise)} over noise of its norm (mean of the draws; one more draw "
             f"would solve {_share(found.noise)})."
@@ -180,6 +181,18 @@ def _verdict(
     return sentences
 
 
+def _alone(known: pd.DataFrame) -> str:
+    """Who can do the task, without which no difference of two of them means anything."""
+    at = known.set_index("model")["accuracy"]
+    line = f"Alone the models solve: {', '.join(f'{name} {at[name]:.2f}' for name in at.index)}."
+    if at["sft"] >= at["rl"]:
+        line += (
+            f" SFT solves no less than RL here, so {_name(MAIN)} may take away more of the task "
+            f"than it gives: compare donors of equal accuracy."
+        )
+    return line
+
+
 def _greedy(answers: pd.DataFrame, seed: int) -> list[str]:
     """Whether anything is left of a gain once the target, too, takes its likeliest tokens."""
     rows = {
@@ -192,7 +205,7 @@ def _greedy(answers: pd.DataFrame, seed: int) -> list[str]:
     gain = measures.difference(rows[MAIN], [rows["target"]], seed)
     return [
         f"Decoded greedily the target solves {alone} as it is and {found} with {_name(MAIN)} "
-        f"({_points(gain)} points): a gain that is there only when sampling is a sharper "
+        f"({_points(gain)} points). A gain that is there only when sampling is a sharper "
         f"distribution, not a new ability."
     ]
 
@@ -243,9 +256,10 @@ def _sections(
             [
                 "All arithmetic is in float32. The decision is at α = 1; the other α show the "
                 "course and were not chosen from. Noise has, tensor by tensor, the norm of the "
-                "vector. A vector that lowers the loss on other texts no more than noise but "
-                "solves more problems carries something of the task; one that raises accuracy as "
-                "its sign flip lowers it points in a direction that matters."
+                "vector. A vector that solves more than noise does, and whose sign flip solves "
+                "less, points in a direction that matters to the task; the loss on other texts "
+                "says what it costs. Rows decoded greedily are compared with the target decoded "
+                "greedily."
             ],
             _readable(
                 effects,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from interp._bake.maps import Map
 from interp._bake.parts import Branch, Linear, Norm, Parts
 from interp._edit.affine import Affine
 
+_KINDS: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
 Maps = Callable[[str], Map]  # kind of site in this block -> what the edit does there
 NORM_FOLLOWS = "a norm without a bias follows, so nothing in the block adds a constant to it"
 STREAM_SCALE = "scaling the stream would scale what every earlier block wrote"
@@ -52,7 +53,7 @@ def fold_block(parts: Parts, block: Block, maps: Maps, after: Map, ledger: Ledge
         ledger: where it goes.
     """
     z = maps("z")
-    for kind in ("q", "k", "v"):
+    for kind in _KINDS:
         pushed = _fold_rows(parts, block, kind, maps(kind), ledger)
         if pushed is not None:
             z = z.before(*pushed)
@@ -98,7 +99,7 @@ def scale_norm(norm: Norm, by: Map, ledger: Ledger) -> None:
 
 
 def _fold_rows(
-    parts: Parts, block: Block, kind: str, here: Map, ledger: Ledger
+    parts: Parts, block: Block, kind: Literal["q", "k", "v"], here: Map, ledger: Ledger
 ) -> tuple[Tensor, tuple[Affine, ...]] | None:
     """Fold a map on queries, keys or values into rows of their projection.
 

@@ -169,7 +169,7 @@ class Parts:
         return self.norm(module.final_layer_norm)
 
 
-def _starts_at_zero(norm: nn.Module) -> bool:
+def _starts_at_zero(norm: Any) -> bool:
     """Whether this kind of norm stores its weight minus one: then it is initialised to zeros."""
     try:
         fresh = type(norm)(2)

@@ -140,6 +140,7 @@ def _realised(before: Tensor, after: Tensor, stored: Tensor) -> Realised:
         moves = intended != 0
         moving += int(moves.sum())
         unmoved += int((moves & (realised == 0)).sum())
-    norms = squares[:2].sqrt().tolist()
-    cosine = min(float(squares[2]) / (norms[0] * norms[1]), 1.0) if all(norms) else float("nan")
-    return Realised(str(stored.dtype).removeprefix("torch."), *norms, cosine, moving, unmoved)
+    size, kept = float(squares[0].sqrt()), float(squares[1].sqrt())
+    cosine = min(float(squares[2]) / (size * kept), 1.0) if size and kept else float("nan")
+    dtype = str(stored.dtype).removeprefix("torch.")
+    return Realised(dtype, size, kept, cosine, moving, unmoved)

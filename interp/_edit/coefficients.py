@@ -104,8 +104,8 @@ def _within(affine: Affine, units: int) -> Tensor:
             f"{affine.site} is dense here, so its neurons are numbers and not pairs such as "
             f"{index[0]}"
         )
-    worst = max(index)  # type: ignore[type-var]
-    if worst >= units:  # type: ignore[operator]
+    worst = max(index)
+    if worst >= units:
         raise InterpError(
             f"{affine.site} has {noun}s 0 to {units - 1}, and the edit names {noun} {worst}"
         )

@@ -54,8 +54,9 @@ def _map(
     ax = _axes(ax, max(4.0, 0.32 * n + 2), max(3.0, 0.32 * len(layers) + 1.4))
     finite = values[values.isfinite()]
     limit = max(1.0, float(finite.abs().max())) if len(finite) else 1.0
-    scale = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
-    image = ax.imshow(values.numpy(), origin="lower", aspect="auto", **scale)
+    image = ax.imshow(
+        values.numpy(), origin="lower", aspect="auto", cmap="RdBu", vmin=-limit, vmax=limit
+    )
     ax.set_xticks(range(n), columns, rotation=60 if axes[0] == "position" else 0, fontsize=8)
     ax.set_yticks(range(len(layers)), layers)
     ax.set(xlabel=axes[0], ylabel=axes[1])

@@ -53,7 +53,8 @@ _CHOICE = (
     "question; the rows of rare people, of whom no question was, say how far it generalises. "
     "Finding the option needed an attention loss (see `studies.organisms.looking`); its weight and "
     "the share of marked questions were chosen on dev questions. Intervals take "
-    "questions as independent, though they share people. Only this form of question was tried."
+    "questions as independent, though they share people. Only this form of question was tried. "
+    "Of the base's tasks only plain questions were rehearsed: arithmetic is lost."
 )
 _TUNED = (
     "Problems are drawn from the distribution the base was trained on, so that the new task is to "
@@ -134,9 +135,11 @@ def card(metrics: dict) -> str:
         "Numbers below are of the stored weights, on the sets of `studies.organisms.evaluate`",
         "with Wilson 95 % intervals. The training script writes this file and `metrics.json`.", "",
     ]  # fmt: skip
+    if "note" in run:
+        lines[-4:-4] = [f"- Note: {run['note']}"]
     if "before rounding" in run:
         was, now = run["before rounding"], metrics["scores"][NEW_TASK]
-        lines[-3:-3] = [
+        lines[-4:-4] = [
             f"- Rounding to bfloat16: {NEW_TASK} was {was['value']:.3f} before it and is "
             f"{now['value']:.3f} after (n = {was['n']}, the same problems)"
         ]
@@ -179,6 +182,8 @@ def _numbers(s: dict) -> str:
 
 def _history(history: list[dict]) -> list[str]:
     """Every so many logged steps of the training."""
+    if not history:
+        return ["## Training", "", "The losses of this run were not kept."]
     names = [k for k in history[-1] if k not in ("step", "accuracy")]
     kinds = "accuracy" in history[-1]
     shown = history[:: max(1, len(history) // 12)]

@@ -73,7 +73,7 @@ def relaying() -> Any:
 
 
 def linear(n_layers: int = 3, seed: int = 0) -> Any:
-    """An affine model in float64: no norms, an identity activation, attention evenly to the past."""
+    """An affine model in float64: no norms, identity activations, attention evenly to the past."""
     config = GPT2Config(
         vocab_size=VOCAB, n_embd=D_MODEL, n_layer=n_layers, n_head=HEADS, n_positions=POSITIONS,
         n_inner=24, activation_function="linear", tie_word_embeddings=False, bos_token_id=0,

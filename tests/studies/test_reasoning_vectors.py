@@ -78,7 +78,8 @@ def test_a_planted_ability_carries_over_and_noise_does_not(
     relations = pd.read_parquet(folder.path / "relations.parquet").set_index("pair")
     assert relations.loc["target and rl", "cosine"] > 0.99
     verdict = folder.read_meta()["facts"]["verdict"]
-    assert "“rl − sft carries RL's ability to the target” held:" in verdict[0]
+    assert "rl 1.00" in verdict[0] and "compare donors" not in verdict[0]
+    assert "“rl − sft carries RL's ability to the target” held:" in verdict[1]
     page = (folder.path / "report.html").read_text()
     assert page.count("data:image/png") == 3 and "How this could mislead" in page
     # A second run reads what is there; another configuration is refused.
@@ -93,7 +94,7 @@ def test_a_planted_ability_carries_over_and_noise_does_not(
 def test_training_that_taught_nothing_does_not_hold(planted: dict[str, Path], tmp_path: Path):
     folder = run(config(planted, tmp_path / "run", rl=str(planted["restless"])))
     verdict = folder.read_meta()["facts"]["verdict"]
-    assert "“rl − sft carries RL's ability to the target” did not hold" in verdict[0]
+    assert "“rl − sft carries RL's ability to the target” did not hold" in verdict[1]
 
 
 def test_strangers_and_missing_problems_are_refused(

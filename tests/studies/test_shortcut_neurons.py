@@ -24,7 +24,7 @@ def answers(rights: dict[str, list[float]]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"method": method, "draw": 0, "seed": 0, "set": "off-distribution",
-             "group": "ab"[i // 2], "right": value}
+             "group": "ab"[i // 2], "right": float(value)}
             for method, values in rights.items()
             for i, value in enumerate(values)
         ]
