@@ -16,6 +16,7 @@ NAMES = {
     "capture": "capture of every layer beside transformer-lens, nnsight and plain hooks",
     "divergence": "KL and its kin of two models over a corpus beside their two bare forwards",
     "lens": "the logit lens at the last position and at all, beside the same",
+    "patch": "patching every layer x position beside transformer-lens, nnsight and by hand",
     "replay": "one-token replay, replay of a suffix and early stopping, as ratios to a forward",
 }
 

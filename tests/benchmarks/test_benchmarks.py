@@ -67,7 +67,9 @@ def test_contestants_of_ours_and_by_hand_agree() -> None:
         assert max(gaps.values()) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["attribute", "bake", "capture", "divergence", "lens", "replay"])
+@pytest.mark.parametrize(
+    "name", ["attribute", "bake", "capture", "divergence", "lens", "patch", "replay"]
+)
 def test_quick_runs_every_contestant_and_writes_nothing(name: str, root: Path) -> None:
     results = root / "benchmarks" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.glob("*")}
