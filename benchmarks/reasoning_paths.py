@@ -163,11 +163,11 @@ def graph_here(*, quick: bool) -> dict[str, Any]:
         ),
         ("visits, degree, betweenness of every node of 3 models", True, lambda: found.table()),
         (
-            "rates of 3 graphs, 20 draws of each of 3 controls",
+            "rates of 3 graphs, 5 draws of each of 3 controls",
             False,
-            lambda: found.rates(per="model", draws=20),
+            lambda: found.rates(per="model", draws=5),
         ),
-        ("ratios over 40 problems, 20 draws of each", False, lambda: found.compare(draws=20)),
+        ("ratios over 40 problems, 5 draws of each", False, lambda: found.compare(draws=5)),
     ]
     rows, peak = [], 0
     for name, promised, call in stages:
