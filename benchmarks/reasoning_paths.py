@@ -1,8 +1,8 @@
 """`python -m benchmarks.reasoning_paths chrf|graph [--quick]`: reasoning paths at size.
 
 chrf   all pairs of 256 outputs: probes.chrf_matrix beside one sacreBLEU call a pair
-graph  200,000 steps of 256 dimensions in 2000 nodes, with betweenness and its null, in a process
-       of its own
+graph  200,000 steps of 256 dimensions in 2000 nodes, with betweenness, in a process of its own;
+       --controls adds what rates and ratios with their nulls cost
 """
 
 from __future__ import annotations
@@ -37,15 +37,18 @@ def main() -> None:
     )
     parser.add_argument("name", choices=["chrf", "graph", "graph-here"])
     parser.add_argument("--quick", action="store_true", help="tiny, nothing written")
+    parser.add_argument("--controls", action="store_true", help="of the graph: minutes more")
     parser.add_argument("--threads", type=int, default=1, help="of BLAS, K-means and rustworkx")
     options = parser.parse_args()
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(options.threads)
     if options.name == "graph-here":
-        print(json.dumps(graph_here(quick=options.quick)))
+        print(json.dumps(graph_here(quick=options.quick, controls=options.controls)))
         return
-    measure = {"chrf": chrf, "graph": graph}[options.name]
-    result = measure(quick=options.quick, threads=options.threads)
+    if options.name == "chrf":
+        result = chrf(quick=options.quick)
+    else:
+        result = graph(quick=options.quick, threads=options.threads, controls=options.controls)
     from benchmarks._report import machine
 
     about = machine() | {"torch_threads": options.threads}
@@ -71,13 +74,12 @@ def outputs(count: int, words: int, seed: int = 0) -> list[str]:
     ]
 
 
-def chrf(*, quick: bool, threads: int) -> dict[str, Any]:
+def chrf(*, quick: bool) -> dict[str, Any]:
     """Both ways on the same outputs, and the largest difference of any pair."""
     from sacrebleu.metrics import CHRF
 
     from probes import chrf_matrix
 
-    del threads  # one each
     texts = outputs(12 if quick else 256, 20 if quick else 120)
     metric = CHRF()
     chrf_matrix(texts[:4])  # imports
@@ -106,10 +108,11 @@ def chrf(*, quick: bool, threads: int) -> dict[str, Any]:
     }
 
 
-def graph(*, quick: bool, threads: int) -> dict[str, Any]:
+def graph(*, quick: bool, threads: int, controls: bool) -> dict[str, Any]:
     """The graph in a fresh process, so that the peak is its own."""
     command = [sys.executable, "-m", "benchmarks.reasoning_paths", "graph-here"]
-    command += ["--threads", str(threads), *(["--quick"] if quick else [])]
+    command += ["--threads", str(threads)]
+    command += ["--quick"] * quick + ["--controls"] * controls
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-2000:])
@@ -131,7 +134,7 @@ def graph(*, quick: bool, threads: int) -> dict[str, Any]:
     return result
 
 
-def graph_here(*, quick: bool) -> dict[str, Any]:
+def graph_here(*, quick: bool, controls: bool) -> dict[str, Any]:
     """Planted steps in this process: what each stage costs; the peak after the promised ones."""
     import probes
 
@@ -170,7 +173,7 @@ def graph_here(*, quick: bool) -> dict[str, Any]:
         ("ratios over 40 problems, 5 draws of each", False, lambda: found.compare(draws=5)),
     ]
     rows, peak = [], 0
-    for name, promised, call in stages:
+    for name, promised, call in stages if controls else stages[:2]:
         result, wall, cpu = _timed(call)
         if promised:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
