@@ -31,6 +31,7 @@ def require_unembed(model: Model) -> None:
     Raises:
         UnsupportedSite: with what the self-check measured.
     """
+    refuse_compiled(model.module)
     if model.check and "unembed" in (distrusted := verdicts(model.anatomy)):
         raise UnsupportedSite(
             f"no logits can be read from {type(model.module).__name__}: {distrusted['unembed']}; "

@@ -95,35 +95,25 @@ def learn_head_mask(
     handle = as_model(model)
     require_unembed(handle)
     given = [desiderata] if isinstance(desiderata, Desideratum) else list(desiderata)
-    task = _Task(handle, positions, *_collected(handle, given))
-    _check(task, epochs)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(task.base), generator=generator)
-    train, dev, test = order.split(_sizes(len(order)))
-    weight = task.ones()
-    best, best_key, history = weight.clone(), (-1.0, 0), []
-    steps = epochs * -(-len(train) // batch_size)
-    bar = tqdm(total=steps, desc="head mask", delay=2, leave=False, disable=not progress)
-    with torch.inference_mode(False), evaluating(handle.module), _frozen(handle.module), bar:
-        weight.requires_grad_()
-        optimizer = torch.optim.Adam([weight], lr=lr)
-        for epoch in range(epochs):
-            shuffled = train[torch.randperm(len(train), generator=generator)]
-            for rows in shuffled.split(batch_size):
-                _step(task, weight, optimizer, rows, penalty)
-                bar.update()
-            rounded = task.rounded(weight)
-            right = task.accuracy(rounded, dev, batch_size)
-            taken = int((rounded == 0).sum())
-            history.append({"epoch": epoch, "accuracy": right, "heads": taken})
-            if (right, -taken) > best_key:
-                best, best_key = weight.detach().clone(), (right, -taken)
+    # A tensor made in inference mode could not enter a graph.
+    with torch.inference_mode(False), evaluating(handle.module), _frozen(handle.module):
+        task = _Task(handle, positions, *_collected(handle, given))
+        _check(task, epochs)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(task.base), generator=generator)
+        train, dev, test = order.split(_sizes(len(order)))
+        batches = [
+            train[torch.randperm(len(train), generator=generator)].split(batch_size)
+            for _ in range(epochs)
+        ]
+        best, history = _trained(task, batches, dev, penalty, lr, progress=progress)
         chosen = task.rounded(best)
         none, every = task.ones(), torch.where(task.exists, 0.0, 1.0)
         drawn = [_random_like(chosen, task.exists, generator) for _ in range(_DRAWS)]
         found = [task.accuracy(w, test, batch_size) for w in (chosen, none, every, *drawn)]
+        weight = torch.where(task.exists, best, float("nan"))
     return HeadMask(
-        torch.where(task.exists, best, float("nan")),
+        weight,
         found[0],
         found[1],
         found[2],
@@ -141,6 +131,35 @@ def learn_head_mask(
             "prompts": {"train": len(train), "validation": len(dev), "test": len(test)},
         },
     )
+
+
+def _trained(
+    task: _Task,
+    batches: Sequence[Sequence[Int[Tensor, " _"]]],
+    dev: Int[Tensor, " prompt"],
+    penalty: float,
+    lr: float,
+    *,
+    progress: bool,
+) -> tuple[Float[Tensor, "layer head"], list[dict[str, float | int]]]:
+    """The weights of the best epoch on `dev`, and how each epoch did there."""
+    weight = task.ones().requires_grad_()
+    best, best_key = task.ones(), (-1.0, 0)
+    history: list[dict[str, float | int]] = []
+    optimizer = torch.optim.Adam([weight], lr=lr)
+    steps = sum(map(len, batches))
+    with tqdm(total=steps, desc="head mask", delay=2, leave=False, disable=not progress) as bar:
+        for epoch, some in enumerate(batches):
+            for rows in some:
+                _step(task, weight, optimizer, rows, penalty)
+                bar.update()
+            rounded = task.rounded(weight)
+            right = task.accuracy(rounded, dev, len(some[0]))
+            taken = int((rounded == 0).sum())
+            history.append({"epoch": epoch, "accuracy": right, "heads": taken})
+            if (right, -taken) > best_key:
+                best, best_key = weight.detach().clone(), (right, -taken)
+    return best, history
 
 
 def _check(task: _Task, epochs: int) -> None:

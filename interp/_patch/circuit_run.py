@@ -71,7 +71,7 @@ class Ablation:
         prompts = torch.arange(len(self.prompts))
         n_tokens = len(self.prompts[0])
         order = sorted(range(len(ablated)), key=lambda index: _lowest(ablated[index]))
-        with torch.inference_mode(False), reading(self.model), bar:
+        with reading(self.model), bar:
             for rows in prompts.split(n_chunk(self.model.anatomy, n_tokens, len(self.means))):
                 run = run_once(self.model, [self.prompts[i] for i in rows.tolist()], self.sites)
                 logits = self.model.anatomy.unembed(run.last).float()

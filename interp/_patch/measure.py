@@ -91,13 +91,7 @@ def measured(
     )
     count = n * (len(exact) if estimate else patches)
     bar = tqdm(total=count, desc=desc, delay=2, leave=False, disable=not progress)
-    # A tensor made in inference mode could not enter a graph.
-    with (
-        torch.inference_mode(False),
-        reading(question.runner),
-        reading(question.giver),
-        bar,
-    ):
+    with reading(question.runner), reading(question.giver), bar:
         for one in _opened(question):
             found.clean[one.rows], found.corrupted[one.rows] = one.clean, one.corrupted
             job = one.run, one.donor

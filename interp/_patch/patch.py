@@ -117,25 +117,26 @@ def patch(
             "no corrupted prompts; give some, or source= another checkpoint to take the "
             "activations from on the same prompts"
         )
-    clean_batch = other.batch(clean)
-    corrupted_batch = handle.batch(clean if corrupted is None else corrupted)
-    noising = direction == "noising"
-    pairs = make_pairs(clean_batch, corrupted_batch, align, run_clean=noising)
-    runner, giver = (other, handle) if noising else (handle, other)
-    bound = bind_metric(metric, other, clean_batch)
-    if method == "attribution" and not bound.differentiable:
-        raise InterpError("accuracy has no gradient; use 'prob' or 'logit_difference' to attribute")
-    if isinstance(sites, Mapping):
-        plan = joint(runner, sites, pairs.partner)
-    else:
-        plan = grid(runner, sites, find_spans(positions, pairs.partner), groups)
-    drawn = _drawn(len(plan.patches), compare, seed)
-    found = measured(
-        Question(runner, giver, pairs, plan, bound, noising),
-        estimate=method == "attribution",
-        exact=drawn,
-        progress=progress,
-    )
+    # A tensor made in inference mode could not enter a graph.
+    with torch.inference_mode(False):
+        reader = handle if other.tokenizer is None else other  # of one vocabulary
+        batches = reader.batch(clean), reader.batch(clean if corrupted is None else corrupted)
+        noising = direction == "noising"
+        pairs = make_pairs(*batches, align, run_clean=noising)
+        runner, giver = (other, handle) if noising else (handle, other)
+        bound = bind_metric(metric, reader, batches[0])
+        if method == "attribution" and not bound.differentiable:
+            raise InterpError("accuracy has no gradient; attribute 'prob' or 'logit_difference'")
+        if isinstance(sites, Mapping):
+            plan = joint(runner, sites, pairs.partner)
+        else:
+            plan = grid(runner, sites, find_spans(positions, pairs.partner), groups)
+        found = measured(
+            Question(runner, giver, pairs, plan, bound, noising),
+            estimate=method == "attribution",
+            exact=_drawn(len(plan.patches), compare, seed),
+            progress=progress,
+        )
     meta = {
         "model": handle.name or type(handle.module).__name__,
         "revision": handle.revision,

@@ -97,7 +97,7 @@ def path_patch(
     ends = torch.full((2, len(batch)), nan)
     total = len(batch) * len(job.senders)
     bar = tqdm(total=total, desc="path patch", delay=2, leave=False, disable=not progress)
-    with torch.inference_mode(False), reading(handle), bar:
+    with reading(handle), bar:
         for rows, start in _chunks(handle, pairs, at, len(job.sites)):
             found, *both = job.run(rows, start, pairs, noising=noising)
             ends[:, rows] = torch.stack(both).to(ends)

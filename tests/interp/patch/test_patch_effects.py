@@ -191,3 +191,8 @@ def test_activations_that_are_not_numbers_are_refused(ids) -> None:
 def test_expert_neurons_are_refused_with_the_reason(ids) -> None:
     with pytest.raises(interp.UnsupportedSite, match=r"routed to other experts.*mlp_out\.1"):
         interp.patch(build("mixtral"), ids, (ids + 1) % 97, "mlp_post.1", difference)
+
+
+def test_a_compiled_module_is_refused(ids) -> None:
+    with pytest.raises(interp.InterpError, match="this module is compiled"):
+        interp.patch(torch.compile(build("llama")), ids, (ids + 1) % 97)
