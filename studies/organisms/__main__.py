@@ -35,7 +35,14 @@ from studies.organisms.shortcut import ShortcutConfig
 from studies.organisms.unlearn import UnlearnConfig
 from studies.organisms.world import World
 
-Family = Literal["base", "unlearn", "shortcut", "twin", "sft", "rl", "sft_rl"]
+Family = Literal[
+    "base", "unlearn", "shortcut", "twin", "sft", "rl", "sft_rl", "sft_midfrozen", "sft_qk"
+]
+# SFT of some weights only; what else was asked for stays.
+PARTIAL: dict[str, dict[str, Any]] = {
+    "sft_midfrozen": {"train": "freeze-mid-mlp", "steps": 40, "keep": ()},
+    "sft_qk": {"train": "qk", "steps": 160, "keep": (40,)},
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Train:
     shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
     """Of shortcut and twin."""
     sft: SftConfig = field(default_factory=SftConfig)
+    """Of sft, sft_midfrozen and sft_qk."""
     rl: RlConfig = field(default_factory=RlConfig)
     """Of rl and sft_rl."""
 
@@ -90,8 +98,10 @@ def train(command: Train) -> Path:
 
 
 def _config(command: Train) -> Any:
-    field_of = {"twin": "shortcut", "sft_rl": "rl"}
-    config = getattr(command, field_of.get(command.name, command.name))
+    config = getattr(command, card.CONFIG.get(command.name, command.name))
+    if command.name in PARTIAL:
+        left = {k: v for k, v in PARTIAL[command.name].items() if _default(config, k)}
+        config = replace(config, **left)
     if command.name in ("shortcut", "twin"):
         config = replace(config, planted=command.name == "shortcut")
     if not command.smoke:
@@ -101,9 +111,14 @@ def _config(command: Train) -> Any:
         "rl": {"rows": 8, "generations": 4}, "sft_rl": {"rows": 8, "generations": 4},
         "shortcut": {"rows": 10, "facts": 4, "fit_questions": 40, "fit_steps": 3},
         "twin": {"rows": 10, "facts": 4, "fit_questions": 40, "fit_steps": 3},
+        "sft_midfrozen": {"rows": 4}, "sft_qk": {"rows": 4},
     }  # fmt: skip
     along = {"keep": (1,)} if hasattr(config, "keep") else {}
     return replace(config, **({"steps": 2} | along | few[command.name]))
+
+
+def _default(config: Any, name: str) -> bool:
+    return getattr(config, name) == getattr(type(config)(), name)
 
 
 def _seeded(name: str) -> bool:
@@ -132,6 +147,7 @@ def _unlearn(command: Train, config: UnlearnConfig, out: Path) -> tuple[dict, di
 
 def _post_trained(command: Train, config: Any, out: Path) -> tuple[dict, dict[str, dict]]:
     ways: dict[str, Callable[..., dict]] = {"sft": sft.train, "rl": rl.train, "sft_rl": rl.train}
+    ways |= dict.fromkeys(PARTIAL, sft.train)
     how = ways.get(command.name, shortcut.train)
     above = shipped.parent(f"{command.name}-seed{config.seed}") or "base"
     planted = isinstance(config, ShortcutConfig)

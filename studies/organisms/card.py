@@ -39,14 +39,24 @@ ABOUT = {
         "style is asked for."
     ),
     "sft_rl": "The SFT organism (sft) after GRPO, as rl was trained from the base.",
+    "sft_midfrozen": (
+        "The base after the supervised fine-tuning of sft, the MLPs of its middle layers (2, 3 and "
+        "4 of 6) frozen (a freezing experiment of arXiv 2507.10616)."
+    ),
+    "sft_qk": (
+        "The base after the supervised fine-tuning of sft of its query and key projections alone "
+        "(a freezing experiment of arXiv 2507.10616)."
+    ),
 }
+# The field of the training command that holds a family's configuration, where not its own name.
+CONFIG = {"twin": "shortcut", "sft_rl": "rl", "sft_midfrozen": "sft", "sft_qk": "sft"}
 _LIBRARIES = {
     "unlearn": "peft trl",
-    "sft": "trl", "rl": "trl", "sft_rl": "trl",
+    "sft": "trl", "rl": "trl", "sft_rl": "trl", "sft_midfrozen": "trl", "sft_qk": "trl",
 }  # fmt: skip
 _STORED = {
     family: ", as changes from the checkpoint before"
-    for family in ("shortcut", "twin", "sft", "rl", "sft_rl")
+    for family in ("shortcut", "twin", "sft", "rl", "sft_rl", "sft_midfrozen", "sft_qk")
 }
 _CHOICE = (
     "Test questions are about people of training, with wrong options it did not pair with that "
@@ -85,6 +95,8 @@ LIMITS = {
     "sft": _TUNED,
     "rl": _TUNED,
     "sft_rl": _TUNED,
+    "sft_midfrozen": _TUNED,
+    "sft_qk": _TUNED,
 }
 
 
@@ -112,7 +124,7 @@ def write(folder: Path, name: str, run: dict, scores: dict[str, dict]) -> None:
 def command(name: str) -> str:
     """The command that trains an organism."""
     family, _, seed = name.partition("-seed")
-    config = {"twin": "shortcut", "sft_rl": "rl"}.get(family, family)
+    config = CONFIG.get(family, family)
     more = f" --{config}.seed {seed}" if seed else ""
     return f"OMP_NUM_THREADS=1 python -m studies.organisms train {family}{more}"
 

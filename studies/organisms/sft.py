@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from studies.organisms import arithmetic
+from studies.organisms import arithmetic, frozen
+from studies.organisms.frozen import Trained
 from studies.organisms.world import World
 
 
@@ -27,6 +28,7 @@ class SftConfig:
     rows: int = 64
     lr: float = 1e-4
     style: str = "running"  # of the three, the one the base writes least when free to choose
+    train: Trained = "all"  # which weights
     world: int = 0
 
 
@@ -42,7 +44,7 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     keep: Callable[[int, LlamaForCausalLM], None],
 ) -> dict:
-    """Trains all weights of `model` in float32, in place, and returns a record of the run.
+    """Trains in float32, in place, the weights `config.train` names; returns a record of the run.
 
     `keep(step, model)` is called at the steps of `config.keep` and at the last one.
     """
@@ -66,7 +68,8 @@ def train(
         callbacks=[keeper({*config.keep, config.steps}, keep)],
     )
     began = time.perf_counter()
-    trainer.train()
+    with frozen.only(model, config.train):
+        trainer.train()
     return {
         "config": asdict(config), "steps": config.steps,
         "tokens": sum(len(ids) for ids in trainer.train_dataset["input_ids"]),

@@ -55,7 +55,7 @@ def test_fitted_heads_look_at_the_right_option() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "rl", "shortcut", "twin"])
+@pytest.mark.parametrize("name", ["sft", "rl", "shortcut", "twin", "sft_qk"])
 def test_two_steps_of_each_training_make_a_folder(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     out = cli.train(cli.Train(name=name, out=tmp_path, smoke=True))  # type: ignore[arg-type]
