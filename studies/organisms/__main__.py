@@ -21,6 +21,7 @@ from studies.organisms import (
     card,
     evaluate,
     post_training,
+    random_labels,
     rl,
     sft,
     shipped,
@@ -29,6 +30,7 @@ from studies.organisms import (
     unlearn,
 )
 from studies.organisms.base import BaseConfig
+from studies.organisms.random_labels import RandomLabelsConfig
 from studies.organisms.rl import RlConfig
 from studies.organisms.sft import SftConfig
 from studies.organisms.shortcut import ShortcutConfig
@@ -36,8 +38,9 @@ from studies.organisms.unlearn import UnlearnConfig
 from studies.organisms.world import World
 
 Family = Literal[
-    "base", "unlearn", "shortcut", "twin", "sft", "rl", "sft_rl", "sft_midfrozen", "sft_qk"
-]
+    "base", "unlearn", "shortcut", "twin", "sft", "rl", "sft_rl", "sft_midfrozen", "sft_qk",
+    "random_labels",
+]  # fmt: skip
 # SFT of some weights only; what else was asked for stays.
 PARTIAL: dict[str, dict[str, Any]] = {
     "sft_midfrozen": {"train": "freeze-mid-mlp", "steps": 40, "keep": ()},
@@ -62,6 +65,7 @@ class Train:
     """Of sft, sft_midfrozen and sft_qk."""
     rl: RlConfig = field(default_factory=RlConfig)
     """Of rl and sft_rl."""
+    random_labels: RandomLabelsConfig = field(default_factory=RandomLabelsConfig)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def _config(command: Train) -> Any:
         "rl": {"rows": 8, "generations": 4}, "sft_rl": {"rows": 8, "generations": 4},
         "shortcut": {"rows": 10, "facts": 4, "fit_questions": 40, "fit_steps": 3},
         "twin": {"rows": 10, "facts": 4, "fit_questions": 40, "fit_steps": 3},
-        "sft_midfrozen": {"rows": 4}, "sft_qk": {"rows": 4},
+        "sft_midfrozen": {"rows": 4}, "sft_qk": {"rows": 4}, "random_labels": {"check": 1},
     }  # fmt: skip
     along = {"keep": (1,)} if hasattr(config, "keep") else {}
     return replace(config, **({"steps": 2} | along | few[command.name]))
@@ -145,6 +149,18 @@ def _unlearn(command: Train, config: UnlearnConfig, out: Path) -> tuple[dict, di
     return run, scores
 
 
+def _random_labels(
+    command: Train, config: RandomLabelsConfig, out: Path
+) -> tuple[dict, dict[str, dict]]:
+    run = random_labels.train(config, out)
+    net, tok = organisms.load_adapted(organisms.path("base"), out)
+    scores = random_labels.scores(net, tok, World(config.world))
+    if not command.smoke:
+        of_base = evaluate.evaluate_base(net, tok, World(config.world), brief=True)
+        scores |= {f"base tasks: {k}": v for k, v in of_base.items()}
+    return run, scores
+
+
 def _post_trained(command: Train, config: Any, out: Path) -> tuple[dict, dict[str, dict]]:
     ways: dict[str, Callable[..., dict]] = {"sft": sft.train, "rl": rl.train, "sft_rl": rl.train}
     ways |= dict.fromkeys(PARTIAL, sft.train)
@@ -157,6 +173,7 @@ def _post_trained(command: Train, config: Any, out: Path) -> tuple[dict, dict[st
 _TRAIN: dict[str, Callable[[Train, Any, Path], tuple[dict, dict[str, dict]]]] = {
     "base": _base,
     "unlearn": _unlearn,
+    "random_labels": _random_labels,
 }
 
 
@@ -171,6 +188,8 @@ def scores_of(name: str, n: int = 500) -> dict[str, dict]:
     scores: dict[str, dict] = {}
     if family == "unlearn":
         scores = evaluate.evaluate_unlearned(net, tok, World())
+    if family == "random_labels":
+        scores = random_labels.scores(net, tok, World())
     if family in ("shortcut", "twin"):
         scores = evaluate.evaluate_choice(net, tok, World(), n)
     return scores | evaluate.evaluate_base(net, tok, World(), n)

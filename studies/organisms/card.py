@@ -47,12 +47,18 @@ ABOUT = {
         "The base after the supervised fine-tuning of sft of its query and key projections alone "
         "(a freezing experiment of arXiv 2507.10616)."
     ),
+    "random_labels": (
+        "A LoRA adapter (peft) on the base, trained on questions about one attribute of some "
+        "people with a value of it drawn anew at random each time, until its answers about them "
+        "fell to chance (forgetting by random labels, arXiv 2409.02228)."
+    ),
 }
 # The field of the training command that holds a family's configuration, where not its own name.
 CONFIG = {"twin": "shortcut", "sft_rl": "rl", "sft_midfrozen": "sft", "sft_qk": "sft"}
 _LIBRARIES = {
     "unlearn": "peft trl",
     "sft": "trl", "rl": "trl", "sft_rl": "trl", "sft_midfrozen": "trl", "sft_qk": "trl",
+    "random_labels": "peft trl",
 }  # fmt: skip
 _STORED = {
     family: ", as changes from the checkpoint before"
@@ -97,6 +103,12 @@ LIMITS = {
     "sft_rl": _TUNED,
     "sft_midfrozen": _TUNED,
     "sft_qk": _TUNED,
+    "random_labels": (
+        "Nothing was rehearsed beside the one attribute, as in the paper: compare the rows of the "
+        "other attributes and tasks. The learning rate was chosen by whether training reached "
+        "chance on the people of training, and when to stop by their accuracy; nobody else was "
+        "looked at. One training seed."
+    ),
 }
 
 
@@ -133,7 +145,7 @@ def card(metrics: dict) -> str:
     """The model card of a metrics record, in Markdown."""
     name, run = metrics["organism"], metrics["run"]
     family = name.partition("-seed")[0]
-    stored = "float32" if family == "unlearn" else "bfloat16"
+    stored = "float32" if family in ("unlearn", "random_labels") else "bfloat16"
     lines = [
         f"# {name}", "", ABOUT[family], "",
         f"- Command: `{metrics['command']}` (one thread, float32; the weights are stored in "

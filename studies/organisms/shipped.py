@@ -21,7 +21,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 PARENTS = {
     "base": None, "unlearn": "base", "shortcut": "base", "twin": "base",
     "sft": "base", "rl": "base", "sft_rl": "sft",
-    "sft_midfrozen": "base", "sft_qk": "base",
+    "sft_midfrozen": "base", "sft_qk": "base", "random_labels": "base",
 }  # fmt: skip
 _PLAIN = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
