@@ -44,7 +44,7 @@ Family = Literal[
 # SFT of some weights only; what else was asked for stays.
 PARTIAL: dict[str, dict[str, Any]] = {
     "sft_midfrozen": {"train": "freeze-mid-mlp", "steps": 40, "keep": ()},
-    "sft_qk": {"train": "qk", "steps": 160, "keep": (40,)},
+    "sft_qk": {"train": "qk", "steps": 40, "keep": ()},
 }
 
 
