@@ -43,8 +43,8 @@ Family = Literal[
 ]  # fmt: skip
 # SFT of some weights only; what else was asked for stays.
 PARTIAL: dict[str, dict[str, Any]] = {
-    "sft_midfrozen": {"train": "freeze-mid-mlp", "steps": 40, "keep": ()},
-    "sft_qk": {"train": "qk", "steps": 40, "keep": ()},
+    "sft_midfrozen": {"train": "freeze-mid-mlp", "steps": 20, "keep": ()},
+    "sft_qk": {"train": "qk", "steps": 20, "keep": ()},
 }
 
 
