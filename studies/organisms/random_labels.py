@@ -11,13 +11,14 @@ in stopping where the greedy answers about the people of training have fallen to
 from __future__ import annotations
 
 import random
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from studies import organisms
@@ -38,12 +39,12 @@ class RandomLabelsConfig:
 
     seed: int = 0
     attribute: str = "job"  # twenty values, each of one token
-    steps: int = 600
-    check: int = 20  # steps between looks at the people of training
-    rows: int = 48
+    steps: int = 400
+    check: int = 10  # steps between looks at the people of training
+    rows: int = 32
     rank: int = 8
     alpha: int = 16
-    lr: float = 5e-4
+    lr: float = 1e-3
     world: int = 0
 
 
@@ -69,20 +70,11 @@ def rows(world: World, attribute: str, count: int, seed: int) -> list[dict[str, 
 
 def train(config: RandomLabelsConfig, folder: Path) -> dict:
     """Trains the adapter on the shipped base, saves it to `folder`, returns a record of the run."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
+    from peft import LoraConfig, get_peft_model
 
     world = World(config.world)
-    model, tokenizer = organisms.load("base")
-    arguments = SFTConfig(
-        output_dir=tempfile.mkdtemp(), max_steps=config.steps,
-        per_device_train_batch_size=config.rows, learning_rate=config.lr,
-        lr_scheduler_type="constant", weight_decay=0.0, completion_only_loss=True, max_length=64,
-        logging_steps=min(config.check, config.steps), save_strategy="no", seed=config.seed,
-        use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
-        dataloader_num_workers=0,
-    )  # fmt: skip
+    base, tokenizer = organisms.load("base")
+    torch.manual_seed(config.seed)
     adapter = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -90,34 +82,50 @@ def train(config: RandomLabelsConfig, folder: Path) -> dict:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+    model: Any = get_peft_model(base, adapter)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=0.0)
     written = rows(world, config.attribute, config.steps * config.rows, config.seed)
-    stopper = _stopper(config, world, tokenizer)
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(written),
-        processing_class=tokenizer,
-        peft_config=adapter,
-        callbacks=[stopper],
-    )
+    pairs = _asked(people(world, "train"), config.attribute, range(4))
+    chance = 1 / len(lexicon.VALUES[config.attribute])
+    history: list[dict] = []
+    losses: list[float] = []
+    tokens = at_chance = step = 0
     began = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - began
-    accuracy = dict(stopper.seen)
-    history = [
-        {"step": e["step"], "loss": round(e["loss"], 4), "train people right": accuracy[e["step"]]}
-        for e in trainer.state.log_history
-        if "loss" in e and e["step"] in accuracy
-    ]
-    trainer.model.peft_config["default"].base_model_name_or_path = "studies/organisms/weights/base"
-    trainer.model.save_pretrained(folder)
-    steps = trainer.state.global_step
-    lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
-    tokens = round(sum(lengths) / len(lengths) * steps * config.rows)
+    while step < config.steps and at_chance < 2:
+        some = written[step * config.rows : (step + 1) * config.rows]
+        loss, seen = _loss(model, tokenizer, some)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        tokens, step = tokens + seen, step + 1
+        if step % config.check == 0 or step == config.steps:
+            right = _right(model.eval(), tokenizer, pairs)
+            at_chance = at_chance + 1 if right.low <= chance else 0
+            mean = round(sum(losses) / len(losses), 4)
+            history.append({"step": step, "loss": mean, "train people right": right.value})
+            losses = []
+    model.peft_config["default"].base_model_name_or_path = "studies/organisms/weights/base"
+    model.save_pretrained(folder)
     return {
-        "config": asdict(config), "steps": steps, "tokens": tokens, "seconds": seconds,
-        "history": history,
+        "config": asdict(config), "steps": step, "tokens": tokens,
+        "seconds": time.perf_counter() - began, "history": history,
     }  # fmt: skip
+
+
+def _loss(
+    model: Any, tokenizer: PreTrainedTokenizerFast, some: Sequence[dict[str, str]]
+) -> tuple[Tensor, int]:
+    """Mean -log p(first token of the value) over rows, and how many tokens were read."""
+    prompts = [row["prompt"] for row in some]
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="right")
+    values = tokenizer([row["completion"] for row in some], add_special_tokens=False)["input_ids"]
+    last = batch["attention_mask"].sum(1) - 1
+    logits = model(**batch).logits[torch.arange(len(some)), last]
+    target = torch.tensor([ids[0] for ids in values])
+    return torch.nn.functional.cross_entropy(logits, target), int(batch["attention_mask"].sum())
 
 
 def scores(
@@ -151,31 +159,3 @@ def _right(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
 ) -> Score:
     return evaluate.score(evaluate.exact(model, tokenizer, pairs, end=False))
-
-
-def _stopper(config: RandomLabelsConfig, world: World, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """A trainer's callback that looks at the people of training and stops at chance."""
-    from transformers import TrainerCallback
-
-    pairs = _asked(people(world, "train"), config.attribute, range(4))
-    chance = 1 / len(lexicon.VALUES[config.attribute])
-
-    class Stopper(TrainerCallback):
-        def __init__(self) -> None:
-            self.seen: dict[int, float] = {}
-            self.at_chance = 0
-
-        def on_step_end(self, _args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step % config.check and state.global_step != config.steps:
-                return
-            model = kwargs["model"]
-            was = model.training
-            right = _right(model.eval(), tokenizer, pairs)
-            model.train(was)
-            self.seen[state.global_step] = right.value
-            self.at_chance = self.at_chance + 1 if right.low <= chance else 0
-            if self.at_chance == 2:
-                control.should_training_stop = True
-                control.should_log = True
-
-    return Stopper()
