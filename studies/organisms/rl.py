@@ -22,11 +22,13 @@ class RlConfig:
     """
 
     seed: int = 0
-    steps: int = 60
-    keep: tuple[int, ...] = (4, 8, 15, 30)  # steps after which a checkpoint is kept, too
-    rows: int = 128  # completions a step
-    generations: int = 16  # of them, for one problem
+    steps: int = 100
+    keep: tuple[int, ...] = (5, 10, 25, 50)  # steps after which a checkpoint is kept, too
+    rows: int = 256  # completions a step
+    generations: int = 8  # of them, for one problem
     lr: float = 1e-4
+    schedule: str = "linear"  # of the rate, as transformers names it: constant ones fell back
+    warmup: int = 5  # steps over which it rises
     beta: float = 0.0  # weight of the KL term
     max_new_tokens: int = 34
     world: int = 0
@@ -63,7 +65,8 @@ def train(
         per_device_train_batch_size=config.rows, num_generations=config.generations,
         max_completion_length=config.max_new_tokens, temperature=1.0, top_p=1.0, top_k=0,
         loss_type="dr_grpo", scale_rewards=False, beta=config.beta, learning_rate=config.lr,
-        lr_scheduler_type="constant", weight_decay=0.0, logging_steps=1, save_strategy="no",
+        lr_scheduler_type=config.schedule, warmup_steps=config.warmup, weight_decay=0.0,
+        logging_steps=1, save_strategy="no",
         seed=config.seed, use_cpu=True, bf16=False, gradient_checkpointing=False,
         report_to="none", dataloader_num_workers=0,
     )  # fmt: skip
