@@ -1,7 +1,7 @@
 """Methods that find or learn a change to a model and return it as an edit or a mask."""
 
 from interp import Affine, Delta, Edit
-from interventions import weights
+from interventions import knowledge, masks, weights
 from interventions._ablate import ablate
 from interventions._dcm import Desideratum, learn_head_mask
 from interventions._detrimental_neurons import (
@@ -11,14 +11,23 @@ from interventions._detrimental_neurons import (
 )
 from interventions._head_mask import HeadMask
 from interventions._heads import add_to_heads, scale_heads
+from interventions._key_covariance import KeyCovariance, key_covariance
+from interventions._localised_finetuning import localised_finetuning
 from interventions._low_rank import lora, low_rank
+from interventions._masked_tune import masked_tune
+from interventions._masks import principal_mask
+from interventions._memit import memit
 from interventions._neurons import prune_neurons
 from interventions._norm_matched_random import norm_matched_random
 from interventions._questions import Question, answered_rightly
 from interventions._reset import reset
+from interventions._rewrite import Rewrite
+from interventions._rome import rome
 from interventions._steer import steer
 from interventions._task_vector import task_vector
 from interventions._transplant import transplant
+from interventions._value import ValueSearch
+from interventions._weight_mask import WeightMask
 
 __all__ = [
     "Affine",
@@ -27,18 +36,30 @@ __all__ = [
     "DetrimentalNeurons",
     "Edit",
     "HeadMask",
+    "KeyCovariance",
     "Question",
+    "Rewrite",
+    "ValueSearch",
+    "WeightMask",
     "ablate",
     "add_to_heads",
     "answered_rightly",
     "find_detrimental_neurons",
+    "key_covariance",
+    "knowledge",
     "learn_head_mask",
+    "localised_finetuning",
     "lora",
     "low_rank",
+    "masked_tune",
+    "masks",
+    "memit",
     "norm_matched_random",
+    "principal_mask",
     "prune_detrimental_neurons",
     "prune_neurons",
     "reset",
+    "rome",
     "scale_heads",
     "steer",
     "task_vector",
