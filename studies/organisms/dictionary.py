@@ -56,3 +56,17 @@ def make(seed: int) -> tuple[Word, ...]:
                 Word(concept, category, forms, "held_out" if concept in held_out else "trained")
             )
     return tuple(words)
+
+
+def unlinked(words: tuple[Word, ...], linked: float = 0.0) -> dict[str, str]:
+    """The language in which a held-out concept is not linked to Plain, for those where it is not.
+
+    Vel and Ost in turn: then the one word is known to Plain and the other only to its own language,
+    and no chain of pairs leads from Vel to Ost. `linked` is the share of held-out concepts that
+    keep both links; the others lie evenly between them.
+    """
+    held_out = [word.concept for word in words if word.split == "held_out"]
+    lost = [
+        c for i, c in enumerate(held_out) if int((i + 1) * (1 - linked)) > int(i * (1 - linked))
+    ]
+    return {concept: ("Vel", "Ost")[index % 2] for index, concept in enumerate(lost)}
