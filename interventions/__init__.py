@@ -9,6 +9,8 @@ from interventions._detrimental_neurons import (
     find_detrimental_neurons,
     prune_detrimental_neurons,
 )
+from interventions._head_edits import find_head_edits, learn_head_edits
+from interventions._head_gates import HeadGates
 from interventions._head_mask import HeadMask
 from interventions._heads import add_to_heads, scale_heads
 from interventions._key_covariance import KeyCovariance, key_covariance
@@ -35,6 +37,7 @@ __all__ = [
     "Desideratum",
     "DetrimentalNeurons",
     "Edit",
+    "HeadGates",
     "HeadMask",
     "KeyCovariance",
     "Question",
@@ -45,8 +48,10 @@ __all__ = [
     "add_to_heads",
     "answered_rightly",
     "find_detrimental_neurons",
+    "find_head_edits",
     "key_covariance",
     "knowledge",
+    "learn_head_edits",
     "learn_head_mask",
     "localised_finetuning",
     "lora",

@@ -1,0 +1,335 @@
+"""Learn which heads to edit and how: an addition and a factor for each head, behind gates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import interp
+from interp import Affine, Edit, InterpError, Model, Site
+from interp._attribute_sweep import _frozen
+from interp._errors import nearest
+from interp._model import as_model
+from interp._selfcheck import evaluating
+from interventions import _hard_concrete as hard_concrete
+from interventions._examples import Encoded, Example, batches, completion_loss, encode, mean_loss
+from interventions._head_gates import HeadGates
+
+# At a step: the price of the additive gates, and of the multiplicative ones.
+Schedule = Callable[[int], tuple[float, float]]
+SCHEDULES: dict[str, Callable[[float, int], tuple[float, float]]] = {
+    "constant": lambda price, _step: (price, price),
+    # The three of the paper's code weigh one kind against the other.
+    "exponential": lambda _price, step: _against(0.1 * math.exp(-0.01 * step)),
+    "linear": lambda _price, step: _against(min(0.2, 0.2 * step / 500)),
+    "cyclic": lambda _price, step: _against(0.5 + 0.5 * math.sin(2 * math.pi * step / 20)),
+}
+
+
+def learn_head_edits(
+    model: Model | nn.Module,
+    examples: Sequence[Example],
+    dev: Sequence[Example] = (),
+    **options: object,
+) -> Edit:
+    """The edit of `find_head_edits`, which says what the arguments are.
+
+    Examples:
+        >>> data = [("Question: Where does Mia live? Answer:", " Arlen")] * 8
+        >>> edit = iv.learn_head_edits(model, data, epochs=1)
+        >>> with edit.applied(model):
+        ...     logits = model.module(input_ids).logits
+    """
+    return find_head_edits(model, examples, dev, **options).edit  # type: ignore[arg-type]
+
+
+def find_head_edits(
+    model: Model | nn.Module,
+    examples: Sequence[Example],
+    dev: Sequence[Example] = (),
+    *,
+    price: int | float = 0.05,
+    schedule: str | Schedule = "constant",
+    lr: int | float = 5e-3,
+    epochs: int = 20,
+    batch_size: int = 8,
+    warmup: int = 50,
+    patience: int = 2,
+    spread: int | float = 0.0,
+    end: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+) -> HeadGates:
+    """Learn which heads to edit, and an additive and a multiplicative edit for each of them.
+
+    Every head's output becomes `z' = (1 + g_m a) * z + g_a v` before the output projection, at all
+    positions, with vectors a, v [d_head] and HardConcrete gates g_m, g_a in [0, 1]. Minimised are
+    the mean -log p of the completions' tokens + price_a mean_h P(g_a != 0) + price_m mean_h
+    P(g_m != 0), means over all heads, by AdamW. Gates that end at 0 leave no atom behind, so the
+    edit names the heads that it needs, and bakes into plain weights.
+
+    Args:
+        model: a handle or a bare PreTrainedModel with a tokenizer; left as it is.
+        examples: (prompt, completion) pairs to learn from.
+        dev: further pairs: training ends where their loss has not fallen for `patience` epochs, and
+            the best epoch is kept. Without them the last.
+        price: of the gates, in nats for all heads of a kind, under the constant schedule.
+        schedule: `"constant"`; `"exponential"`, `"linear"` or `"cyclic"`, as the paper's code has
+            them (their prices are divided by the number of heads once more, as there); or a
+            function of the step that gives both prices.
+        lr: of AdamW, rising over `warmup` steps, then falling as a cosine.
+        epochs: over the examples, at most.
+        batch_size: examples a step.
+        warmup: steps; at most a tenth of all.
+        patience: epochs.
+        spread: standard deviation of a and v at the start; at 0 the edit begins as no edit.
+        end: also train the tokenizer's EOS after each completion, where it has one.
+        seed: of order, gates and start.
+        progress: show a bar where it takes more than two seconds.
+
+    Returns:
+        HeadGates: `.edit`, gates of every head, `.table()`, `.plot()`.
+
+    Raises:
+        InterpError: fewer examples than a batch, an unknown schedule, a loss that is not finite in
+            the first epoch. A later one ends the training, and the best epoch before it is
+            returned, which the record's `meta["stopped"]` says.
+
+    Examples:
+        >>> data = [("Question: Where does Mia live? Answer:", " Arlen")] * 8
+        >>> iv.find_head_edits(model, data, epochs=1).additive.shape      # layer head
+        torch.Size([6, 8])
+
+    Source: JoLA, Lai et al. 2025 (arXiv 2502.01179) and its code, whose start has a spread of 1e-3
+    and whose default schedule is the exponential one: it makes additive gates free in the end and
+    keeps the multiplicative ones priced. Constant prices and a start at nothing are ours.
+    """
+    handle = as_model(model)
+    prices = _schedule(schedule, price, handle)
+    if epochs < 1 or patience < 1 or batch_size < 1 or not lr > 0:
+        raise InterpError(
+            f"epochs={epochs}, patience={patience}, batch_size={batch_size}, lr={lr}: expected at "
+            f"least 1, 1 and 1, and more than 0"
+        )
+    train = encode(handle, examples, end=end)
+    held_out = encode(handle, dev, end=end) if dev else []
+    per_epoch = max(1, len(train) // batch_size)
+    drawn = list(batches(train, batch_size, epochs * per_epoch, seed))
+    generator = torch.Generator().manual_seed(seed)
+    history: list[dict[str, float | int | None]] = []
+    stopped = None
+    with torch.inference_mode(False), evaluating(handle.module), _frozen(handle.module):
+        gated = _Gated.on(handle, drawn[0], spread, generator)
+        optimizer = torch.optim.AdamW(gated.parameters, lr=lr, weight_decay=0.0)
+        rising = min(warmup, max(1, len(drawn) // 10))
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, partial(_cosine, rising=rising, steps=len(drawn))
+        )
+        best, best_loss, best_epoch = gated.state(), math.inf, -1
+        with tqdm(
+            total=len(drawn), desc="steps", delay=2, leave=False, disable=not progress
+        ) as bar:
+            for epoch in range(epochs):
+                losses = []
+                for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+                    losses.append(_step(handle, gated, optimizer, drawn[step], prices(step)))
+                    if not math.isfinite(losses[-1]):
+                        break
+                    rate.step()
+                    bar.update()
+                seen = mean_loss_under(handle, gated, held_out) if held_out else None
+                if not all(map(math.isfinite, (*losses, seen or 0.0))):
+                    stopped = f"the loss was not finite in epoch {epoch}"
+                    break
+                history.append(
+                    {"epoch": epoch, "loss": sum(losses) / len(losses), "dev": seen} | gated.open()
+                )
+                if seen is None or seen < best_loss:
+                    best, best_loss, best_epoch = gated.state(), seen or math.inf, epoch
+                elif epoch - best_epoch >= patience:
+                    break
+        if not history:
+            raise InterpError(f"{stopped} at lr={lr}; lower lr, or look for NaN in the weights")
+        gated.restore(best)
+    meta = {
+        "model": handle.name or type(handle.module).__name__, "price": price,
+        "schedule": schedule if isinstance(schedule, str) else "given", "lr": lr,
+        "batch_size": batch_size, "examples": len(examples), "dev": len(dev), "seed": seed,
+        "best epoch": best_epoch, "stopped": stopped,
+    }  # fmt: skip
+    additive, multiplicative = gated.gates()
+    edit = Edit(gated.atoms(), notes={"head_edits": meta}).on(handle)
+    return HeadGates(edit, additive, multiplicative, history, meta)
+
+
+@torch.no_grad()
+def mean_loss_under(model: Model, gated: _Gated, encoded: Sequence[Encoded]) -> float:
+    """The completions' loss with the gates as they will be in the edit."""
+    with interp.hooked(model, dict.fromkeys(gated.layers, gated.settled)):
+        return mean_loss(model, encoded)
+
+
+@dataclass
+class _Layer:
+    """The heads of one layer."""
+
+    shift: Float[Tensor, "head d_head"]
+    factor: Float[Tensor, "head d_head"]
+    additive: Float[Tensor, " head"]  # log alpha of the gates
+    multiplicative: Float[Tensor, " head"]
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All that is learned."""
+        return self.shift, self.factor, self.additive, self.multiplicative
+
+
+@dataclass
+class _Gated:
+    """The edit while it is learned; heads of a layer are one elementwise map."""
+
+    layers: dict[Site, _Layer]
+    depth: int
+    generator: torch.Generator
+
+    @staticmethod
+    def on(
+        model: Model, examples: Sequence[Encoded], spread: int | float, generator: torch.Generator
+    ) -> _Gated:
+        """Vectors and gates for every layer that has heads."""
+        acts = interp.capture(model, [list(examples[0].prompt)], "z.*", positions=-1)
+        layers = {}
+        for site in acts:
+            heads, width = acts[site].shape[-2:]
+            bound = math.sqrt(6 / (heads + 1))  # Xavier's for a matrix [head 1]
+            made = [spread * torch.randn(heads, width, generator=generator) for _ in range(2)]
+            made += [(2 * torch.rand(heads, generator=generator) - 1) * bound for _ in range(2)]
+            layers[site] = _Layer(*(tensor.requires_grad_() for tensor in made))
+        return _Gated(layers, model.anatomy.n_layers, generator)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All that is learned."""
+        return [tensor for layer in self.layers.values() for tensor in layer.tensors]
+
+    def noisy(self, z: Tensor, site: Site) -> Tensor:
+        """The map with sampled gates, the same for a whole batch."""
+        layer = self.layers[site]
+        uniform = torch.rand(2, len(layer.additive), generator=self.generator)
+        gates = hard_concrete.sample(torch.stack([layer.additive, layer.multiplicative]), uniform)
+        return _mapped(z, layer, gates[0], gates[1])
+
+    def settled(self, z: Tensor, site: Site) -> Tensor:
+        """The map with the gates of the edit."""
+        layer = self.layers[site]
+        open_, scaled = (hard_concrete.settled(a) for a in (layer.additive, layer.multiplicative))
+        return _mapped(z, layer, open_, scaled)
+
+    def prices(self) -> tuple[Tensor, Tensor]:
+        """Mean over heads of P(gate != 0), of additive and multiplicative gates."""
+        kinds = zip(*((at.additive, at.multiplicative) for at in self.layers.values()), strict=True)
+        additive, multiplicative = (
+            hard_concrete.open_probability(torch.cat(kind)).mean() for kind in kinds
+        )
+        return additive, multiplicative
+
+    def open(self) -> dict[str, float | int | None]:
+        """How many gates of the edit are not 0."""
+        return {
+            f"open {kind}": sum(
+                int((hard_concrete.settled(getattr(layer, kind)) > 0).sum())
+                for layer in self.layers.values()
+            )
+            for kind in ("additive", "multiplicative")
+        }
+
+    def gates(self) -> tuple[Tensor, Tensor]:
+        """[layer head] of both kinds, NaN where a layer has no such head."""
+        most = max(len(layer.additive) for layer in self.layers.values())
+        found = torch.full((2, self.depth, most), torch.nan)
+        for site, layer in self.layers.items():
+            for kind, log_alpha in enumerate((layer.additive, layer.multiplicative)):
+                settled = hard_concrete.settled(log_alpha.detach())
+                found[kind, site.layer or 0, : len(settled)] = settled
+        return found[0], found[1]
+
+    def atoms(self) -> list[Affine]:
+        """One a layer, with the heads whose gates are open."""
+        atoms = []
+        for site, layer in self.layers.items():
+            shift, factor, additive, multiplicative = (t.detach() for t in layer.tensors)
+            added = hard_concrete.settled(additive)[:, None] * shift
+            scale = 1 + hard_concrete.settled(multiplicative)[:, None] * factor
+            chosen = ((added != 0) | (scale != 1)).any(dim=1).nonzero()[:, 0].tolist()
+            if chosen:
+                atoms.append(Affine(site, chosen, scale[chosen], added[chosen]))
+        return atoms
+
+    def state(self) -> list[Tensor]:
+        """A copy of all that is learned."""
+        return [tensor.detach().clone() for tensor in self.parameters]
+
+    @torch.no_grad()
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """Back to a copy."""
+        for tensor, value in zip(self.parameters, state, strict=True):
+            tensor.copy_(value)
+
+
+def _mapped(z: Tensor, layer: _Layer, additive: Tensor, multiplicative: Tensor) -> Tensor:
+    scale = 1 + multiplicative[:, None] * layer.factor
+    shift = additive[:, None] * layer.shift
+    wide = z if z.dtype == torch.float64 else z.float()
+    return (wide * scale.to(wide) + shift.to(wide)).to(z.dtype)
+
+
+def _step(
+    model: Model,
+    gated: _Gated,
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence[Encoded],
+    prices: tuple[float, float],
+) -> float:
+    """One step of the optimizer; the loss without the prices."""
+    with torch.enable_grad(), interp.hooked(model, dict.fromkeys(gated.layers, gated.noisy)):
+        loss = completion_loss(model, examples)
+        additive, multiplicative = gated.prices()
+        optimizer.zero_grad()
+        (loss + prices[0] * additive + prices[1] * multiplicative).backward()
+    if bool(loss.isfinite()):
+        nn.utils.clip_grad_norm_(gated.parameters, 1.0)
+        optimizer.step()
+    return float(loss.detach())
+
+
+def _schedule(schedule: str | Schedule, price: int | float, model: Model) -> Schedule:
+    if callable(schedule):
+        return schedule
+    if schedule not in SCHEDULES:
+        raise InterpError(f"schedule={schedule!r}; {nearest(schedule, SCHEDULES)}")
+    if price < 0:
+        raise InterpError(f"price={price}: expected 0 or more")
+    share = 1.0 if schedule == "constant" else 1 / max(b.n_heads for b in model.anatomy.blocks)
+
+    def prices(step: int) -> tuple[float, float]:
+        additive, multiplicative = SCHEDULES[schedule](float(price), step)
+        return share * additive, share * multiplicative
+
+    return prices
+
+
+def _against(share: float) -> tuple[float, float]:
+    return share, 1 - share
+
+
+def _cosine(step: int, rising: int, steps: int) -> float:
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

@@ -1,0 +1,210 @@
+"""Gated edits of heads: gates against Monte-Carlo, gradients, planted heads, hooked == baked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import interp
+import interventions as iv
+from interp import InterpError
+from interventions import _hard_concrete as gates
+from interventions._examples import completion_loss, encode
+from interventions._head_edits import SCHEDULES, _Gated, _schedule
+from tests.architectures import build
+from tests.oracles.tokenizers import byte_level
+
+PAIRS = [("ab", " cd"), ("b", " a"), ("cab", " d d"), ("da", " b"), ("aa", " c"), ("bd", " a c")]
+
+
+def model_of(name: str = "llama", **overrides: object) -> interp.Model:
+    tokenizer = byte_level()
+    return interp.load(
+        build(name, vocab_size=max(97, len(tokenizer)), **overrides), tokenizer=tokenizer
+    )
+
+
+def state(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def test_gates_have_the_moments_that_their_formulas_say():
+    """P(g != 0) and the mean, from two hundred thousand draws a gate."""
+    log_alpha = torch.tensor([-3.0, -2.0, -1.0, 0.0, 1.0, 2.0])
+    uniform = torch.rand(200_000, 6, generator=torch.Generator().manual_seed(1))
+    drawn = gates.sample(log_alpha.expand_as(uniform), uniform)
+    assert bool(((drawn >= 0) & (drawn <= 1)).all())
+    torch.testing.assert_close(
+        (drawn > 0).float().mean(0), gates.open_probability(log_alpha), atol=4e-3, rtol=0
+    )
+    # What the research notes measured for the mean of a gate, and for its settled value.
+    wanted = torch.tensor([0.124, 0.275, 0.501, 0.724, 0.875])
+    torch.testing.assert_close(drawn[:, 1:].mean(0), wanted, atol=4e-3, rtol=0)
+    settled = torch.tensor([0.043, 0.223, 0.500, 0.777, 0.957])
+    torch.testing.assert_close(gates.settled(log_alpha[1:]), settled, atol=6e-4, rtol=0)
+    closed, open_ = gates.settled(torch.tensor([-2.3980, -2.3970]))
+    assert float(closed) == 0.0 < float(open_)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
+def test_it_begins_as_no_edit_and_ends_with_the_model_as_it_was(name: str):
+    model = model_of(name)
+    before = state(model.module)
+    ids = model.batch([prompt for prompt, _ in PAIRS])
+    example = encode(model, PAIRS[:1], end=True)
+    gated = _Gated.on(model, example, 0.0, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = model.module(**ids.inputs).logits
+        with interp.hooked(model, dict.fromkeys(gated.layers, gated.noisy)):
+            assert torch.equal(model.module(**ids.inputs).logits, plain)
+    assert gated.atoms() == []
+    wanted = {n: p.requires_grad for n, p in model.module.named_parameters()}
+    iv.learn_head_edits(model, PAIRS, epochs=1, batch_size=3)
+    assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
+    assert {n: p.requires_grad for n, p in model.module.named_parameters()} == wanted
+    assert all(p.grad is None for p in model.module.parameters())
+
+
+def test_gradients_agree_with_finite_differences():
+    model = interp.load(build("gpt2", dtype=torch.float64))  # Llama norms in float32
+    example = [encode_ids((5, 6, 7), (8, 9))]
+    gated = _Gated.on(model, example, 0.3, torch.Generator().manual_seed(3))
+    uniform = torch.rand(2, 64, generator=torch.Generator().manual_seed(4))
+
+    def loss() -> Tensor:
+        def fixed(z: Tensor, site: interp.Site) -> Tensor:
+            layer = gated.layers[site]
+            heads = len(layer.additive)
+            drawn = gates.sample(
+                torch.stack([layer.additive, layer.multiplicative]), uniform[:, :heads]
+            )
+            scale = 1 + drawn[1][:, None] * layer.factor
+            return z * scale.double() + (drawn[0][:, None] * layer.shift).double()
+
+        with interp.hooked(model, dict.fromkeys(gated.layers, fixed)):
+            return completion_loss(model, example)
+
+    for site in gated.layers:  # doubles, so that differences resolve
+        layer = gated.layers[site]
+        for field in ("shift", "factor", "additive", "multiplicative"):
+            setattr(layer, field, getattr(layer, field).detach().double().requires_grad_())
+    uniform = uniform.double()
+    gradients = torch.autograd.grad(loss(), gated.parameters)
+    generator = torch.Generator().manual_seed(5)
+    checked = 0
+    for tensor, gradient in zip(gated.parameters, gradients, strict=True):
+        at = int(torch.randint(tensor.numel(), (1,), generator=generator))
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                tensor.view(-1)[at] += sign * 1e-5
+                values.append(float(loss()))
+                tensor.view(-1)[at] -= sign * 1e-5
+        slope = (values[0] - values[1]) / 2e-5
+        torch.testing.assert_close(
+            gradient.reshape(-1)[at], torch.tensor(slope).double(), atol=1e-7, rtol=1e-4
+        )
+        checked += abs(slope) > 1e-6
+    assert checked >= 4
+
+
+def encode_ids(prompt: tuple[int, ...], completion: tuple[int, ...]) -> object:
+    from interventions._examples import Encoded
+
+    return Encoded(prompt, completion)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_edit_is_what_was_learned_and_bakes(name: str):
+    """Applied, baked, and by the formula on z: the same logits."""
+    model = model_of(name)
+    found = iv.find_head_edits(model, PAIRS, epochs=8, batch_size=6, lr=2e-2, warmup=1, price=0.5)
+    assert found.history[-1]["loss"] < found.history[0]["loss"]
+    ids = model.batch([prompt for prompt, _ in PAIRS])
+    with torch.no_grad():
+        plain = model.module(**ids.inputs).logits
+        with found.edit.applied(model):
+            hooked = model.module(**ids.inputs).logits
+        baked = interp.bake(model, found.edit)(**ids.inputs).logits
+    assert not torch.equal(hooked, plain)
+    torch.testing.assert_close(baked, hooked, atol=2e-5, rtol=1e-5)
+    named = {(a.site.layer, h) for a in found.edit.affines for h in a.index or ()}
+    assert named <= set(found.heads)
+
+
+def test_planted_heads_are_found_and_the_others_closed():
+    """Only three heads reach the residual stream, so that an edit of any other is worth nothing."""
+    model = model_of(num_hidden_layers=3)
+    planted = {(0, 2), (1, 0), (2, 3)}
+    d_head = model.module.config.hidden_size // 4
+    with torch.no_grad():
+        for layer, block in enumerate(model.module.model.layers):
+            for head in range(4):
+                if (layer, head) not in planted:
+                    columns = slice(head * d_head, (head + 1) * d_head)
+                    block.self_attn.o_proj.weight[:, columns] = 0
+    options = {"epochs": 120, "batch_size": 6, "lr": 0.1, "warmup": 1}
+    found = iv.find_head_edits(model, PAIRS, price=1.0, **options)
+    assert found.heads
+    share = len(planted & set(found.heads)) / len(found.heads)
+    assert share >= 0.8, found.table()
+    free = iv.find_head_edits(model, PAIRS, price=0.0, **options)
+    assert len(free.heads) > len(found.heads)  # without a price nothing closes them
+    assert len(free.heads) == 12
+
+
+def test_dev_ends_training_and_chooses():
+    model = model_of()
+    found = iv.find_head_edits(
+        model, PAIRS[:3], PAIRS[3:], epochs=30, batch_size=3, lr=5e-2, warmup=1, patience=2
+    )
+    losses = [row["dev"] for row in found.history]
+    best = int(torch.tensor(losses).argmin())
+    assert found.meta["best epoch"] == best
+    assert len(losses) == min(30, best + 3)
+    with torch.no_grad(), found.edit.applied(model):
+        from interventions._examples import mean_loss
+
+        reached = mean_loss(model, encode(model, PAIRS[3:], end=True))
+    assert reached == pytest.approx(losses[best], rel=1e-4)
+
+
+def test_schedules_are_the_papers():
+    model = model_of()
+    heads = 4
+    additive, multiplicative = _schedule("exponential", 9.0, model)(500)
+    assert additive == pytest.approx(0.1 * 0.00674 / heads, rel=1e-3)
+    assert multiplicative == pytest.approx((1 - 0.1 * 0.00674) / heads, rel=1e-3)
+    assert _schedule("constant", 0.3, model)(77) == (0.3, 0.3)
+    assert SCHEDULES["linear"](1.0, 0) == (0.0, 1.0)
+    assert SCHEDULES["cyclic"](1.0, 5)[0] == pytest.approx(1.0)
+    assert _schedule(lambda step: (step, 2.0), 0.0, model)(3) == (3, 2.0)
+
+
+def test_gates_come_back_from_disk(tmp_path: Path):
+    found = iv.find_head_edits(model_of(), PAIRS, epochs=1, batch_size=6)
+    again = iv.HeadGates.load(found.save(tmp_path / "gates"))
+    assert again.edit == found.edit
+    assert torch.equal(again.additive, found.additive)
+    assert again.history == found.history
+    assert repr(again) == repr(found)
+    axes = found.plot()
+    assert axes.get_xlabel() == "head"
+    assert len(found.table()) == 12
+
+
+def test_what_cannot_be_learned_is_said():
+    model = model_of()
+    with pytest.raises(InterpError, match="6 examples and a batch has 8 rows"):
+        iv.learn_head_edits(model, PAIRS)
+    with pytest.raises(InterpError, match=r"schedule='exponental'.*exponential"):
+        iv.learn_head_edits(model, PAIRS, batch_size=3, schedule="exponental")
+    with pytest.raises(InterpError, match="epochs=0"):
+        iv.learn_head_edits(model, PAIRS, batch_size=3, epochs=0)
+    with torch.no_grad():
+        model.module.model.norm.weight[0] = torch.nan
+    with pytest.raises(InterpError, match="not finite in epoch 0 at lr="):
+        iv.learn_head_edits(model, PAIRS, batch_size=3)
