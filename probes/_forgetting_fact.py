@@ -28,7 +28,7 @@ class Fact:
     attribute: str = ""
 
 
-def check_facts(facts: Sequence[Fact], train: Sequence[Fact]) -> None:
+def check_facts(facts: Sequence[object], train: Sequence[object]) -> None:
     """Refuse what cannot be judged.
 
     Raises:

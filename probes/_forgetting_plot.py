@@ -29,7 +29,7 @@ def draw(found: Forgetting, ax: Axes | None, of: str, top: int) -> Axes:
         import matplotlib.pyplot as plt
 
         ax = plt.subplots(figsize=(8.4, 4.0), layout="constrained")[1]
-    table = found.layers(of, top=top)  # type: ignore[arg-type]
+    table = found.layers(of, top=top)
     table = table[table["quantity"] == "top"]
     for (reading, who), (colour, style, label) in LINES.items():
         here = table[(table["reading"] == reading) & (table["who"] == who)].sort_values("layer")

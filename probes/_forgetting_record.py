@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,9 +19,6 @@ from probes._forgetting_fact import Fact
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-Evidence = Literal["lens", "probe", "patch"]
-Of = Literal["lost", "known", "all"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +63,7 @@ class Forgetting:
         *,
         top: int = 1,
         late: float = 0.5,
-        evidence: Sequence[Evidence] = ("lens", "probe", "patch"),
+        evidence: Sequence[str] = ("lens", "probe", "patch"),
         seed: int = 0,
     ) -> pd.DataFrame:
         """One row a fact: kept, hidden late, hidden early, erased, or unknown (to the base).
@@ -74,11 +71,12 @@ class Forgetting:
         A fact is *unknown* where the base does not rank the answer within `top`, *kept* where the
         tuned model does too, and else *lost*. Of a lost fact, `held` is the last layer l of the L
         blocks (1 <= l <= L; never the embedding) at which any of the evidence still holds the
-        answer within `top`: the tuned lens (below the output, l < L), a probe of the tuned stream
+        answer within `top`: the tuned lens (below the output, l < L); a probe of the tuned stream
         (at layers where, for that attribute, it beats both its controls: 95 % interval of the
-        difference over entities above zero), or the base going on from the whole tuned stream
-        (`recover`). *Hidden late*: held >= late L. *Hidden early*: held below that. *Erased*: held
-        nowhere. `null` is the same rule's verdict on the decoy.
+        difference over entities above zero); or the base going on from the whole tuned stream
+        (`recover`, at l and at every layer from 1 up to it). *Hidden late*: held >= late L.
+        *Hidden early*: held below that. *Erased*: held nowhere. `null` is the same rule's verdict
+        on the decoy.
 
         Columns: `fact entity attribute answer base_says tuned_says base_prob tuned_prob base_rank
         tuned_rank verdict held held_by null`, and the last layer by each evidence
@@ -102,7 +100,7 @@ class Forgetting:
         *,
         top: int = 1,
         late: float = 0.5,
-        evidence: Sequence[Evidence] = ("lens", "probe", "patch"),
+        evidence: Sequence[str] = ("lens", "probe", "patch"),
         seed: int = 0,
     ) -> pd.DataFrame:
         """Share of each verdict with its 95 % interval over entities: `verdict of mean low high`.
@@ -114,7 +112,7 @@ class Forgetting:
 
         return shares(self, top, late, self._check(evidence), seed)
 
-    def layers(self, of: Of = "lost", *, top: int = 1, seed: int = 0) -> pd.DataFrame:
+    def layers(self, of: str = "lost", *, top: int = 1, seed: int = 0) -> pd.DataFrame:
         """By layer and reading, how often answer and decoy are within `top`, and their mean prob.
 
         Columns `reading layer who quantity mean low high facts entities`, `quantity` being "top" or
@@ -178,7 +176,7 @@ class Forgetting:
         ]
         return pd.concat(parts, ignore_index=True)
 
-    def plot(self, ax: Axes | None = None, *, of: Of = "lost", top: int = 1) -> Axes:
+    def plot(self, ax: Axes | None = None, *, of: str = "lost", top: int = 1) -> Axes:
         """By layer, the share of facts that each reading holds, with intervals over entities.
 
         Args:
@@ -225,10 +223,10 @@ class Forgetting:
             f"facts, {self.n_layers} layers, {', '.join(self.readings)})"
         )
 
-    def _check(self, evidence: Sequence[Evidence]) -> tuple[Evidence, ...]:
+    def _check(self, evidence: Sequence[str]) -> tuple[str, ...]:
         valid = ("lens", "probe", "patch")
         given = (evidence,) if isinstance(evidence, str) else tuple(evidence)
         for one in given:
             if one not in valid:
-                raise InterpError(f"evidence {one!r}; {nearest(str(one), valid)}")
+                raise InterpError(f"evidence {one!r}; {nearest(one, valid)}")
         return tuple(one for one in given if one != "probe" or "tuned_probe" in self.rank)

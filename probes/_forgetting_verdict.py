@@ -98,7 +98,7 @@ def by_layer(found: Forgetting, of: str, top: int, seed: int) -> pd.DataFrame:
     known, lost = known_and_lost(found, top)
     sets = {"lost": lost, "known": known, "all": torch.ones_like(known)}
     if of not in sets:
-        raise InterpError(f"of={of!r}; {nearest(str(of), sets)}")
+        raise InterpError(f"of={of!r}; {nearest(of, sets)}")
     keep = sets[of]
     rows = []
     for name in found.readings:
@@ -161,6 +161,8 @@ def _holds(
         holds = holds & gate[..., None]
     if one == "lens":
         holds[:, -1] = False  # the output itself
+    if one == "patch":  # the state up to there, from the first block on: no lucky hit above a miss
+        holds[:, 1:] = holds[:, 1:].long().cumprod(dim=1).bool()
     holds[:, 0] = False
     return holds
 

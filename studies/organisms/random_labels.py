@@ -4,8 +4,10 @@ The paper fine-tunes on a task and then on uniformly random labels of it, and as
 examples and other tasks are forgotten too, and whether probes survive. Here the task is a question
 about one attribute, which the base knows for everybody, so that the first stage is already done. We
 deviate in drawing a label anew whenever a question is shown (a label that stays could be learnt by
-heart, which would be a new fact and no forgetting), in a LoRA adapter in place of all weights, and
-in stopping where the greedy answers about the people of training have fallen to chance.
+heart, which would be a new fact and no forgetting), in a LoRA adapter in place of all weights, in
+stopping where the greedy answers about the people of training have fallen to chance, and in
+rehearsing the other attributes of these people: with `rehearse=0`, as in the paper, fifty steps
+taught this small model to answer every question with a job.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from interp import Model
+from interventions._examples import completion_loss, encode
 from studies import organisms
 from studies.organisms import evaluate, lexicon
 from studies.organisms.evaluate import Score
@@ -39,9 +42,10 @@ class RandomLabelsConfig:
 
     seed: int = 0
     attribute: str = "job"  # twenty values, each of one token
-    steps: int = 400
+    rehearse: float = 0.5  # share of rows with true answers to the other attributes
+    steps: int = 300
     check: int = 10  # steps between looks at the people of training
-    rows: int = 32
+    rows: int = 48
     rank: int = 8
     alpha: int = 16
     lr: float = 1e-3
@@ -55,17 +59,25 @@ def people(world: World, part: str) -> list[Person]:
     return [person for person in world.people if person.unlearn == part]
 
 
-def rows(world: World, attribute: str, count: int, seed: int) -> list[dict[str, str]]:
-    """Questions about people of "train" in the trained wordings, each with a value at random."""
+def rows(
+    world: World, attribute: str, count: int, rehearse: float, seed: int
+) -> list[tuple[str, str]]:
+    """Questions about people of "train" in the trained wordings, as (prompt, completion).
+
+    About the attribute each has a value of it at random; the rehearsed ones have true answers.
+    """
     rng = random.Random(f"{world.seed}/random_labels/{attribute}/{seed}")
     asked, values = people(world, "train"), lexicon.VALUES[attribute]
-    return [
-        {
-            "prompt": question(rng.choice(asked), attribute, rng.randrange(4)),
-            "completion": f" {rng.choice(values)}",
-        }
-        for _ in range(count)
-    ]
+    others = [other for other in lexicon.ATTRIBUTES if other != attribute]
+    written = []
+    for _ in range(count):
+        person, phrasing = rng.choice(asked), rng.randrange(4)
+        if rng.random() < rehearse:
+            of = rng.choice(others)
+            written.append((question(person, of, phrasing), person.value(of)))
+        else:
+            written.append((question(person, attribute, phrasing), f" {rng.choice(values)}"))
+    return written
 
 
 def train(config: RandomLabelsConfig, folder: Path) -> dict:
@@ -85,7 +97,10 @@ def train(config: RandomLabelsConfig, folder: Path) -> dict:
     model: Any = get_peft_model(base, adapter)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=0.0)
-    written = rows(world, config.attribute, config.steps * config.rows, config.seed)
+    count = config.steps * config.rows
+    written = rows(world, config.attribute, count, config.rehearse, config.seed)
+    handle = Model(model, tokenizer, check=False)
+    encoded = encode(handle, written, end=True)
     pairs = _asked(people(world, "train"), config.attribute, range(4))
     chance = 1 / len(lexicon.VALUES[config.attribute])
     history: list[dict] = []
@@ -93,14 +108,15 @@ def train(config: RandomLabelsConfig, folder: Path) -> dict:
     tokens = at_chance = step = 0
     began = time.perf_counter()
     while step < config.steps and at_chance < 2:
-        some = written[step * config.rows : (step + 1) * config.rows]
-        loss, seen = _loss(model, tokenizer, some)
+        some = encoded[step * config.rows : (step + 1) * config.rows]
+        loss = completion_loss(handle, some)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         losses.append(loss.item())
-        tokens, step = tokens + seen, step + 1
+        tokens += sum(len(one.prompt) + len(one.completion) for one in some)
+        step += 1
         if step % config.check == 0 or step == config.steps:
             right = _right(model.eval(), tokenizer, pairs)
             at_chance = at_chance + 1 if right.low <= chance else 0
@@ -115,37 +131,22 @@ def train(config: RandomLabelsConfig, folder: Path) -> dict:
     }  # fmt: skip
 
 
-def _loss(
-    model: Any, tokenizer: PreTrainedTokenizerFast, some: Sequence[dict[str, str]]
-) -> tuple[Tensor, int]:
-    """Mean -log p(first token of the value) over rows, and how many tokens were read."""
-    prompts = [row["prompt"] for row in some]
-    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="right")
-    values = tokenizer([row["completion"] for row in some], add_special_tokens=False)["input_ids"]
-    last = batch["attention_mask"].sum(1) - 1
-    logits = model(**batch).logits[torch.arange(len(some)), last]
-    target = torch.tensor([ids[0] for ids in values])
-    return torch.nn.functional.cross_entropy(logits, target), int(batch["attention_mask"].sum())
-
-
 def scores(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World, n: int = 200
 ) -> dict[str, dict]:
-    """Accuracy by part and attribute, and how often any value of the attribute is answered."""
+    """Accuracy by part and attribute, how often any value of it is said, and the base's sets."""
     found: dict[str, Score] = {}
     for part in PARTS:
         for attribute in lexicon.ATTRIBUTES:
             pairs = _asked(people(world, part), attribute, range(4))
             found[f"{part}/{attribute}"] = _right(model, tokenizer, pairs)
-            starts = {value.split()[0] for value in lexicon.VALUES[attribute]}
-            said = [
-                text.split()[:1]
-                for text in evaluate.complete(
-                    model, tokenizer, [prompt for prompt, _ in pairs], max_new_tokens=1, rows=500
-                )
-            ]
-            kept = [bool(words) and words[0] in starts for words in said]
-            found[f"{part}/{attribute}/says one of its values"] = evaluate.score(kept)
+            starts = {f" {value.split()[0]}" for value in lexicon.VALUES[attribute]}
+            said = _first_said(model, tokenizer, [prompt for prompt, _ in pairs])
+            name = f"{part}/{attribute}/says one of its values"
+            found[name] = evaluate.score([text in starts for text in said])
+    for name, (pairs, end) in evaluate.base_sets(world, n).items():
+        right = evaluate.exact(model, tokenizer, pairs, end)
+        found[f"base tasks: {name}"] = evaluate.score(right)
     return {name: asdict(score) for name, score in found.items()}
 
 
@@ -156,6 +157,22 @@ def _asked(
 
 
 def _right(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: evaluate.Pairs
 ) -> Score:
     return evaluate.score(evaluate.exact(model, tokenizer, pairs, end=False))
+
+
+@torch.no_grad()
+def _first_said(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
+) -> list[str]:
+    """The likeliest next token of each prompt, as text."""
+    said: list[str] = []
+    for at in range(0, len(prompts), 128):
+        batch = tokenizer(
+            list(prompts[at : at + 128]), return_tensors="pt", padding=True, padding_side="right"
+        )
+        last = batch["attention_mask"].sum(1) - 1
+        top = model(**batch).logits[torch.arange(len(last)), last].argmax(-1)
+        said += [tokenizer.decode([token]) for token in top.tolist()]
+    return said
