@@ -22,6 +22,7 @@ from studies import (
     reasoning_vectors,
     sft_vs_rl_weights,
     shortcut_neurons,
+    who_forgets,
 )
 from studies._bake import Bake
 from studies._diff import Diff
@@ -32,6 +33,7 @@ from studies.reasoning_paths import ReasoningPaths
 from studies.reasoning_vectors import ReasoningVectors
 from studies.sft_vs_rl_weights import SftVsRlWeights
 from studies.shortcut_neurons import ShortcutNeurons
+from studies.who_forgets import WhoForgets
 
 # A study is a frozen configuration and a function that answers it into a run folder.
 STUDIES: dict[str, tuple[type, Callable[[Any], Run]]] = {
@@ -40,6 +42,7 @@ STUDIES: dict[str, tuple[type, Callable[[Any], Run]]] = {
     reasoning_vectors.NAME: (ReasoningVectors, reasoning_vectors.run),
     sft_vs_rl_weights.NAME: (SftVsRlWeights, sft_vs_rl_weights.run),
     shortcut_neurons.NAME: (ShortcutNeurons, shortcut_neurons.run),
+    who_forgets.NAME: (WhoForgets, who_forgets.run),
 }
 
 
