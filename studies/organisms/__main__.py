@@ -27,6 +27,8 @@ from studies.organisms import (
     shipped,
     shortcut,
     tokenizer,
+    tracking,
+    translating,
     unlearn,
 )
 from studies.organisms.base import BaseConfig
@@ -34,12 +36,14 @@ from studies.organisms.random_labels import RandomLabelsConfig
 from studies.organisms.rl import RlConfig
 from studies.organisms.sft import SftConfig
 from studies.organisms.shortcut import ShortcutConfig
+from studies.organisms.tracking import BoxesConfig
+from studies.organisms.translating import DictionaryConfig
 from studies.organisms.unlearn import UnlearnConfig
 from studies.organisms.world import World
 
 Family = Literal[
     "base", "unlearn", "shortcut", "twin", "sft", "rl", "sft_rl", "sft_midfrozen", "sft_qk",
-    "random_labels",
+    "random_labels", "boxes", "dictionary", "dictionary_no_anchor",
 ]  # fmt: skip
 # SFT of some weights only; what else was asked for stays.
 PARTIAL: dict[str, dict[str, Any]] = {
@@ -66,6 +70,9 @@ class Train:
     rl: RlConfig = field(default_factory=RlConfig)
     """Of rl and sft_rl."""
     random_labels: RandomLabelsConfig = field(default_factory=RandomLabelsConfig)
+    boxes: BoxesConfig = field(default_factory=BoxesConfig)
+    dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
+    """Of dictionary and dictionary_no_anchor."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,8 @@ def _config(command: Train) -> Any:
         config = replace(config, **left)
     if command.name in ("shortcut", "twin"):
         config = replace(config, planted=command.name == "shortcut")
+    if command.name == "dictionary_no_anchor":
+        config = replace(config, linked=translating.FAMILIES[command.name])
     if not command.smoke:
         return config
     few: dict[str, dict] = {
@@ -116,6 +125,8 @@ def _config(command: Train) -> Any:
         "shortcut": {"rows": 10, "facts": 4, "fit_questions": 40, "fit_steps": 3},
         "twin": {"rows": 10, "facts": 4, "fit_questions": 40, "fit_steps": 3},
         "sft_midfrozen": {"rows": 4}, "sft_qk": {"rows": 4}, "random_labels": {"check": 1},
+        "dictionary": {"layers": 2}, "dictionary_no_anchor": {"layers": 2},
+        "boxes": {"rows": 6, "rehearsed": 1, "fit_scenes": 12, "fit_steps": 3},
     }  # fmt: skip
     along = {"keep": (1,)} if hasattr(config, "keep") else {}
     return replace(config, **({"steps": 2} | along | few[command.name]))
@@ -149,31 +160,42 @@ def _unlearn(command: Train, config: UnlearnConfig, out: Path) -> tuple[dict, di
     return run, scores
 
 
+def _dictionary(
+    _command: Train, config: DictionaryConfig, out: Path
+) -> tuple[dict, dict[str, dict]]:
+    tok = tokenizer.build()
+    net, run = translating.train(config, tok)
+    net.bfloat16().save_pretrained(out)
+    tok.save_pretrained(out)
+    net, tok = organisms.load_plain(out)
+    return run, translating.scores(net, tok, World(config.world), config.linked)
+
+
 def _random_labels(
     command: Train, config: RandomLabelsConfig, out: Path
 ) -> tuple[dict, dict[str, dict]]:
     run = random_labels.train(config, out)
     net, tok = organisms.load_adapted(organisms.path("base"), out)
-    scores = random_labels.scores(net, tok, World(config.world))
-    if not command.smoke:
-        of_base = evaluate.evaluate_base(net, tok, World(config.world), brief=True)
-        scores |= {f"base tasks: {k}": v for k, v in of_base.items()}
-    return run, scores
+    n = 20 if command.smoke else 200
+    return run, random_labels.scores(net, tok, World(config.world), n)
 
 
 def _post_trained(command: Train, config: Any, out: Path) -> tuple[dict, dict[str, dict]]:
     ways: dict[str, Callable[..., dict]] = {"sft": sft.train, "rl": rl.train, "sft_rl": rl.train}
-    ways |= dict.fromkeys(PARTIAL, sft.train)
+    ways |= dict.fromkeys(PARTIAL, sft.train) | {"boxes": tracking.train}
     how = ways.get(command.name, shortcut.train)
     above = shipped.parent(f"{command.name}-seed{config.seed}") or "base"
     planted = isinstance(config, ShortcutConfig)
-    return post_training.run(how, config, above, out, _n(command), choice=planted)
+    brief = command.name == "boxes"
+    return post_training.run(how, config, above, out, _n(command), choice=planted, brief=brief)
 
 
 _TRAIN: dict[str, Callable[[Train, Any, Path], tuple[dict, dict[str, dict]]]] = {
     "base": _base,
     "unlearn": _unlearn,
     "random_labels": _random_labels,
+    "dictionary": _dictionary,
+    "dictionary_no_anchor": _dictionary,
 }
 
 
@@ -190,6 +212,8 @@ def scores_of(name: str, n: int = 500) -> dict[str, dict]:
         scores = evaluate.evaluate_unlearned(net, tok, World())
     if family == "random_labels":
         scores = random_labels.scores(net, tok, World())
+    if family in translating.FAMILIES:
+        return translating.scores(net, tok, World(), translating.FAMILIES[family])
     if family in ("shortcut", "twin"):
         scores = evaluate.evaluate_choice(net, tok, World(), n)
     return scores | evaluate.evaluate_base(net, tok, World(), n)

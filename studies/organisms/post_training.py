@@ -17,12 +17,13 @@ Train = Callable[..., dict]
 
 
 def run(
-    train: Train, config: object, parent: str, out: Path, n: int, choice: bool
+    train: Train, config: object, parent: str, out: Path, n: int, choice: bool, brief: bool = False
 ) -> tuple[dict, dict[str, dict]]:
     """Trains all weights from a shipped parent and writes each kept checkpoint to `out` as changes.
 
     Everything is measured on the bfloat16 weights that are written. Returns the record of the run,
-    with the scores of the checkpoints along the way in "along", and the scores of the last.
+    with the scores of the checkpoints along the way in "along", and the scores of the last. Brief
+    scores leave out most of arithmetic, and what rounding did to it.
     """
     model, tokenizer = organisms.load(parent)
     stored = rounded(model.state_dict())
@@ -33,7 +34,7 @@ def run(
 
     record = train(config, model, tokenizer, keep) | {"parent": parent, "along": {}, "moved": {}}
     world = World(config.world)  # type: ignore[attr-defined]
-    if not choice:
+    if not (choice or brief):
         record["before rounding"] = evaluate.at_temperature_one(model.eval(), tokenizer, world, n)
     start = stored
     scores: dict[str, dict] = {}
@@ -44,7 +45,7 @@ def run(
         stored = kept[step]
         record["moved"][str(step)] = moved(start, stored)
         last = step == max(kept)
-        scores = _measure(model, tokenizer, world, stored, n, brief=choice or not last)
+        scores = _measure(model, tokenizer, world, stored, n, brief=choice or brief or not last)
         if choice:
             scores = evaluate.evaluate_choice(model, tokenizer, world, n) | scores
         if not last:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 PARENTS = {
     "base": None, "unlearn": "base", "shortcut": "base", "twin": "base",
-    "sft": "base", "rl": "base", "sft_rl": "sft",
+    "sft": "base", "rl": "base", "sft_rl": "sft@20",
     "sft_midfrozen": "base", "sft_qk": "base", "random_labels": "base",
+    "boxes": "base", "dictionary": None, "dictionary_no_anchor": None,
 }  # fmt: skip
 _PLAIN = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -53,10 +54,14 @@ def parse(name: str, seed: int | None = None, step: int | None = None) -> tuple[
 
 
 def parent(name: str) -> str | None:
-    """What an organism was tuned from: "base" for "rl-seed1", "sft-seed1" for "sft_rl-seed1"."""
+    """What an organism was tuned from: "base" for "rl-seed1", "sft-seed1@20" for "sft_rl-seed1".
+
+    A name may end in a step: "boxes@20" is a checkpoint along the training of "boxes".
+    """
     family, _, seed = name.partition("-seed")
     above = PARENTS[family]
-    return f"{above}-seed{seed}" if above and f"{above}-seed{seed}" in names() else above
+    bare, at, step = (above or "").partition("@")
+    return f"{bare}-seed{seed}{at}{step}" if f"{bare}-seed{seed}" in names() else above
 
 
 def steps(name: str) -> list[int]:
@@ -91,6 +96,7 @@ def state(name: str, step: int | None = None) -> dict[str, Tensor]:
 
     from studies.organisms import changes
 
+    name, step = parse(name, step=step)
     shipped = steps(name)
     if not shipped:
         return load_file(WEIGHTS / name / "model.safetensors")

@@ -82,7 +82,7 @@ def train(
             [out.attentions[layer][:, : looking.HEADS, -1] for layer in looking.layers(model)], 1
         )
         looked = (seen * batch.value[:, None]).sum(-1)
-        told = nn.functional.cross_entropy(out.logits[:, -1], batch.letter)
+        told = nn.functional.cross_entropy(out.logits[:, -1], batch.answer)
         fading = config.attention * max(0.0, 1 - step / (0.6 * config.steps))
         loss = told + fading * -looked.clamp_min(1e-6).log().mean()
         loss = loss + 0.3 * _facts_loss(config, model, tokenizer, world, seed)
@@ -91,7 +91,7 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         tokens += int(batch.attention_mask.sum())
-        right = (out.logits[:, -1].argmax(-1) == batch.letter).float().mean().item()
+        right = (out.logits[:, -1].argmax(-1) == batch.answer).float().mean().item()
         history.append(
             {"step": step + 1, "loss": round(told.item(), 4), "right": round(right, 3),
              "options": len(drawn[0].options), "looked": round(looked.mean().item(), 3)}
