@@ -26,7 +26,7 @@ from interventions._head_gates import HeadGates
 Schedule = Callable[[int], tuple[float, float]]
 SCHEDULES: dict[str, Callable[[float, int], tuple[float, float]]] = {
     "constant": lambda price, _step: (price, price),
-    # The three of the paper's code weigh one kind against the other.
+    # Three of the four in the paper's code, which weigh one kind against the other.
     "exponential": lambda _price, step: _against(0.1 * math.exp(-0.01 * step)),
     "linear": lambda _price, step: _against(min(0.2, 0.2 * step / 500)),
     "cyclic": lambda _price, step: _against(0.5 + 0.5 * math.sin(2 * math.pi * step / 20)),
@@ -152,7 +152,8 @@ def find_head_edits(
                     {"epoch": epoch, "loss": sum(losses) / len(losses), "dev": seen} | gated.open()
                 )
                 if seen is None or seen < best_loss:
-                    best, best_loss, best_epoch = gated.state(), seen or math.inf, epoch
+                    best, best_epoch = gated.state(), epoch
+                    best_loss = math.inf if seen is None else seen
                 elif epoch - best_epoch >= patience:
                     break
         if not history:
@@ -303,9 +304,10 @@ def _step(
         additive, multiplicative = gated.prices()
         optimizer.zero_grad()
         (loss + prices[0] * additive + prices[1] * multiplicative).backward()
-    if bool(loss.isfinite()):
-        nn.utils.clip_grad_norm_(gated.parameters, 1.0)
-        optimizer.step()
+    norm = nn.utils.clip_grad_norm_(gated.parameters, 1.0)
+    if not bool(loss.isfinite() & norm.isfinite()):
+        return math.nan
+    optimizer.step()
     return float(loss.detach())
 
 

@@ -25,7 +25,7 @@ class HeadGates:
         edit: `z -> (1 + g_m a) z + g_a v` for every head with an open gate.
         additive: g_a of each head, 0 where closed, NaN where a layer has no such head.
         multiplicative: g_m of each head.
-        history: a row an epoch: step, loss, dev loss, open gates of each kind.
+        history: a row an epoch: `epoch loss dev`, and how many gates of each kind are open.
         meta: model and arguments.
     """
 

@@ -22,6 +22,7 @@ from interp._model import as_model
 from interp._reading import refuse_compiled
 from interp._selfcheck import evaluating
 from interventions._examples import Encoded, Example, batches, completion_loss, encode, mean_loss
+from interventions._prior import Prior
 from interventions._weight_mask import WeightMask
 
 
@@ -38,6 +39,8 @@ def masked_tune(
     weight_decay: int | float = 0.0,
     clip: int | float | None = 1.0,
     remask: int | None = None,
+    prior: Edit | None = None,
+    pull: int | float = 1.0,
     dev: Sequence[Example] = (),
     dev_every: int = 20,
     end: bool = True,
@@ -63,6 +66,10 @@ def masked_tune(
         clip: largest norm of the chosen entries' gradient; None for no limit.
         remask: make the mask anew after so many steps; entries that stay keep their state, new ones
             start from nothing, and those that left keep the values they had reached.
+        prior: a change of weights to lean towards, such as a task vector D. Of each parameter the
+            chosen entries' gradient g becomes g - a |g| D / |D|, a = pull (1 + cos(g, D)) / 2, so
+            that a step down the gradient moves along +D, the more so where g would undo D.
+        pull: how strongly; negative values lead away from D.
         dev: further examples; the state with the least loss on them is returned, the start
             included. Without them it is the last.
         dev_every: steps between looks at them.
@@ -71,11 +78,13 @@ def masked_tune(
         progress: show a bar where it takes more than two seconds.
 
     Returns:
-        An Edit of one sparse Delta a parameter, made on this model; its notes hold the losses.
+        An Edit of one sparse Delta a parameter, made on this model; its notes hold the losses, and
+        `"state bytes"`, what the optimizer kept at the end.
 
     Raises:
-        InterpError: fewer examples than rows, a mask of another model or of nothing, weights that
-            are not here to be trained (quantised, offloaded), a loss that is not finite before
+        InterpError: fewer examples than rows, a mask of another model or of nothing, a prior that
+            changes none of the parameters masked, or another model's, weights that are not here to
+            be trained (quantised, offloaded), a loss that is not finite before
             anything was learned. A later one ends the training with a warning, and the state before
             the step that led there is returned.
 
@@ -88,7 +97,12 @@ def masked_tune(
 
     Source: LIFT, Liu et al. 2025 (arXiv 2506.00772), its Algorithm 1: state kept for the mask alone
     and carried over when it is made anew. As there, the bias correction counts steps of the run,
-    also for entries that came later. Dropout is off: our specification.
+    also for entries that came later. Dropout is off: our specification. The prior is DRIFT's (arXiv
+    2510.15050) as its code has it, a = 1 and adaptive; AdamW cancels most of what it does to norms.
+    Half fine-tuning (arXiv 2404.18466) is a function that returns `iv.masks.half_mask(model, seed)`
+    with another seed each time, and `remask` the length of a round; the lottery tickets of LT-SFT
+    (arXiv 2110.07560) are tuned from the start again with `iv.masks.change_mask(model, edit)`,
+    where the edit is a tuning of everything.
     """
     handle = as_model(model)
     refuse_compiled(handle.module)
@@ -96,10 +110,12 @@ def masked_tune(
     encoded = encode(handle, examples, end=end)
     held_out = encode(handle, dev, end=end) if dev else []
     made = mask(handle) if callable(mask) else mask
+    lean = Prior.of(handle, prior, made.index, pull) if prior is not None else None
     history: list[dict[str, float | int]] = []
     note: dict[str, Any] = {
         "steps": steps, "rows": rows, "lr": lr, "examples": len(examples), "seed": seed,
         "mask": dict(made.notes), "count": made.count, "history": history, "stopped": None,
+        "pull": pull if prior is not None else None,
     }  # fmt: skip
     with torch.inference_mode(False), evaluating(handle.module), _Tuned.of(handle, made) as tuned:
         optimizer = _optimizer(tuned, lr, betas, weight_decay)
@@ -116,11 +132,14 @@ def masked_tune(
                     history.pop()
                     break
                 history.append({"step": step, "loss": loss})
+                if lean is not None:
+                    tuned.bend(lean)
                 if clip is not None:
                     nn.utils.clip_grad_norm_(list(tuned.values.values()), clip)
                 _set_rate(optimizer, lr, step, steps, warmup)
                 tuned.remember()
                 optimizer.step()
+                optimizer.zero_grad()  # an expert that no token reaches next time gets none
                 tuned.write()
                 if held_out and (step % dev_every == 0 or step == steps):
                     history[-1]["dev"] = best.offer(mean_loss(handle, held_out), step, tuned)
@@ -128,6 +147,7 @@ def masked_tune(
                     tuned.remask(mask(handle), optimizer)
                 bar.update()
         edit = best.edit if held_out else tuned.edit()
+        note["state bytes"] = _state_bytes(optimizer)
         note["best step"] = best.step if held_out else len(history)
     return Edit(edit.atoms, notes={"masked_tune": note}).on(handle)
 
@@ -142,6 +162,7 @@ class _Tuned:
     values: dict[str, Float[Tensor, " entry"]]
     begun: dict[str, tuple[Tensor, Tensor]]  # of every entry ever chosen: places, stored values
     last: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # places, values
+    hooks: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     @contextmanager
@@ -150,18 +171,13 @@ class _Tuned:
         module = model.module
         wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
         tuned = _Tuned(module, {}, {}, {}, {})
-        hooks = []
         try:
             for parameter in wanted:
                 parameter.requires_grad_(False)
-            for name in _checked(module, mask):
-                weight = named_parameters(module)[name].tensor
-                tuned.weights[name] = weight.requires_grad_()
-                hooks.append(weight.register_post_accumulate_grad_hook(tuned._taker(name)))
             tuned._choose(mask)
             yield tuned
         finally:
-            for hook in hooks:
+            for hook in tuned.hooks.values():
                 hook.remove()
             tuned._restore()
             for parameter, required in wanted.items():
@@ -172,6 +188,12 @@ class _Tuned:
         return all(
             bool(v.grad.isfinite().all()) for v in self.values.values() if v.grad is not None
         )
+
+    def bend(self, prior: Prior) -> None:
+        """Gradients that lean towards a prior."""
+        for name, value in self.values.items():
+            if value.grad is not None:
+                prior.bend(name, value.grad, self.weights[name], self.index[name])
 
     def remember(self) -> None:
         """Keep the values as they are, to step back to: a step shows its harm in the next loss."""
@@ -187,7 +209,8 @@ class _Tuned:
     @torch.no_grad()
     def write(self) -> None:
         """The vectors into the weights, rounded to their dtype."""
-        for name, weight in self.weights.items():
+        for name in self.values:
+            weight = self.weights[name]
             weight.view(-1)[self.index[name]] = self.values[name].to(weight.dtype)
 
     @torch.no_grad()
@@ -197,8 +220,8 @@ class _Tuned:
         for name, (places, before) in self.begun.items():
             weight = self.weights[name]
             now = weight.detach().reshape(-1)[places].to(wide(weight.dtype))
-            # Where entries are trained now their vectors know more digits than the weights.
-            now[torch.searchsorted(places, self.index[name])] = self.values[name].detach()
+            if name in self.values:  # their vectors know more digits than the weights
+                now[torch.searchsorted(places, self.index[name])] = self.values[name].detach()
             change = now - before.to(now.dtype)
             moved = change != 0
             if bool(moved.any()):
@@ -208,15 +231,13 @@ class _Tuned:
 
     def remask(self, mask: WeightMask, optimizer: torch.optim.Optimizer) -> None:
         """Another choice of entries; those that stay keep their state."""
-        if set(mask.index) != set(self.index):
-            raise InterpError("a mask made anew must name the parameters that the first one named")
         before = {name: (self.index[name], self.values[name]) for name in self.index}
         self._choose(mask)
         for group in optimizer.param_groups:
             group["params"] = list(self.values.values())
         for name, (old_places, old) in before.items():
             state = optimizer.state.pop(old, None)
-            if not state:
+            if not state or name not in self.index:
                 continue
             places, new = self.index[name], self.values[name]
             stay = torch.isin(places, old_places)
@@ -228,7 +249,16 @@ class _Tuned:
             optimizer.state[new] = {"step": state["step"], **moments}
 
     def _choose(self, mask: WeightMask) -> None:
-        for name, weight in self.weights.items():
+        named = _checked(self.module, mask)
+        for name in self.index.keys() - named.keys():
+            self.hooks.pop(name).remove()
+            self.weights[name].requires_grad_(False)
+            del self.index[name], self.values[name]
+        for name in named:
+            weight = self.weights[name] = named_parameters(self.module)[name].tensor
+            if name not in self.hooks:
+                weight.requires_grad_()
+                self.hooks[name] = weight.register_post_accumulate_grad_hook(self._taker(name))
             places = mask.index[name].to(weight.device)
             flat = weight.detach().reshape(-1)
             self.index[name] = places
@@ -265,6 +295,11 @@ class _Best:
         if loss < self.loss:
             self.loss, self.step, self.edit = loss, step, tuned.edit()
         return loss
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    held = [t for entry in optimizer.state.values() for t in entry.values()]
+    return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
 
 
 def _backward(model: Model, examples: Sequence[Encoded]) -> float:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp import InterpError
+from interp import Edit, InterpError
 from interp._edit.change import load
 from interp._weights import overlap
 from interp._weights.nulls import generator, smallest
@@ -18,6 +18,7 @@ from interp._weights.part import Part
 from interp._weights.svd import svd_exact
 from interventions._choose import Layers, Modules, choose, choose_parts
 from interventions._compatible import require_compatible
+from interventions._prior import moved
 from interventions._reset import half_of_categories
 from interventions._weight_mask import WeightMask
 from interventions._weights import Source, Weights, open_weights
@@ -215,7 +216,7 @@ def module_mask(
 
 def change_mask(
     base: Source,
-    tuned: Source,
+    tuned: Source | Edit,
     *,
     share: float | None = None,
     lora_rank: int | None = None,
@@ -230,26 +231,38 @@ def change_mask(
 
     Args:
         base: where the tuning began.
-        tuned: where it ended.
+        tuned: where it ended; or the edit that the tuning returned.
         share: as for `principal_mask`.
         lora_rank: as for `principal_mask`.
         layers: as for `principal_mask`.
         modules: as for `principal_mask`.
 
     Raises:
-        InterpError: two checkpoints that are not states of one model.
-    """
-    before, after = open_weights(base), open_weights(tuned)
-    chosen = choose_parts(before.parameters, layers, modules)
-    require_compatible(after, before, chosen, allow_distant=False)
+        InterpError: two checkpoints that are not states of one model, an edit of another model or
+            one that changes nothing here.
 
-    def value(name: str) -> Tensor:
-        return load(after.value(name)).float() - load(before.value(name)).float()
+    Examples:
+        >>> data = [("Question: Where does Mia live? Answer:", " Arlen")] * 4
+        >>> whole = iv.masked_tune(model, data, iv.masks.module_mask(model), steps=1, rows=4)
+        >>> ticket = iv.masks.change_mask(model, whole, share=0.02)
+        >>> edit = iv.masked_tune(model, data, ticket, steps=1, rows=4)    # from the start again
+    """
+    before = open_weights(base)
+    chosen = choose_parts(before.parameters, layers, modules)
+    if isinstance(tuned, Edit):
+        made: dict[str, Any] = {"change": {"base": before.name, "tuned": "an edit"}}
+        value = _moved_by(tuned, before, list(chosen))
+    else:
+        after = open_weights(tuned)
+        require_compatible(after, before, chosen, allow_distant=False)
+        made = {"change": {"base": before.name, "tuned": after.name}}
+
+        def value(name: str) -> Tensor:
+            return load(after.value(name)).float() - load(before.value(name)).float()
 
     def pick(matrix: Tensor, count: int, _name: str) -> Tensor:
         return smallest(-matrix.abs(), count)[0]
 
-    made = {"change": {"base": before.name, "tuned": after.name}}
     return _by_matrix(before, pick, made, share, lora_rank, layers, modules, value)
 
 
@@ -324,6 +337,21 @@ def _by_matrix(
     (how, arguments), *_ = made.items()
     where = {"layers": _plain(layers), "modules": _plain(modules)}
     return WeightMask.of(masks, {how: {**arguments, **budget, **where}, "model": held.name})
+
+
+def _moved_by(edit: Edit, held: Weights, chosen: list[str]) -> Callable[[str], Tensor]:
+    """What an edit changes in a parameter."""
+    named = {delta.parameter for delta in edit.deltas}
+    if edit.affines or not named & set(chosen):
+        raise InterpError(
+            "this edit changes activations, or none of the matrices chosen; expected what "
+            "masked_tune or task_vector returns"
+        )
+
+    def value(name: str) -> Tensor:
+        return moved(edit, name, load(held.value(name)).float())
+
+    return value
 
 
 def _matrix(whole: Tensor, part: Part) -> Float[Tensor, "out in"]:

@@ -217,3 +217,94 @@ def test_what_cannot_be_tuned_is_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         iv.masked_tune(model, PAIRS, mask, rows=2, steps=1)
+
+
+def test_a_round_may_train_other_parameters():
+    """Half fine-tuning: another half each round; what a round freezes stays as the last left it."""
+    model = model_of()
+    before = state(model.module)
+    drawn: list[iv.WeightMask] = []
+    between: dict[str, Tensor] = {}
+
+    def draw(handle: interp.Model) -> iv.WeightMask:
+        drawn.append(iv.masks.half_mask(handle, seed=len(drawn)))
+        between.update(state(handle.module))
+        return drawn[-1]
+
+    edit = iv.masked_tune(model, PAIRS, draw, remask=2, steps=4, rows=3, lr=1e-2)
+    assert len(drawn) == 2
+    first, second = (set(mask.index) for mask in drawn)
+    assert first - second and second - first
+    with edit.applied(model):
+        after = state(model.module)
+    for name in first - second:
+        assert not torch.equal(between[name], before[name])
+        torch.testing.assert_close(after[name], between[name], atol=1e-6, rtol=0)
+    for name in second - first:
+        assert torch.equal(between[name], before[name])
+        assert not torch.equal(after[name], before[name])
+    assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
+    assert not any(p._post_accumulate_grad_hooks for p in model.module.parameters())
+
+
+def test_a_prior_bends_every_gradient_as_the_formula_says(monkeypatch: pytest.MonkeyPatch):
+    """One step of plain descent by hand: g - a |g| D / |D|, which moves along +D."""
+    model = model_of()
+    mask = iv.masks.random_mask(model, share=0.3, modules="down", seed=1)
+    module = model.module
+    other = build("llama", vocab_size=module.config.vocab_size, seed=5)
+    prior = iv.Edit(
+        [
+            iv.Delta(n, interp.Dense(p.detach().clone()))
+            for n, p in other.named_parameters()
+            if "down" in n
+        ]
+    )
+    seen: dict[str, Tensor] = {}
+
+    def step(self: torch.optim.AdamW, *_: object) -> None:
+        seen.update(enumerate(p.grad.clone() for p in self.param_groups[0]["params"]))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    options = {"steps": 1, "rows": 6, "clip": None}
+    iv.masked_tune(model, PAIRS, mask, **options)
+    plain = dict(seen)
+    iv.masked_tune(model, PAIRS, mask, prior=prior, pull=0.7, **options)
+    for i, name in enumerate(mask.index):
+        g = plain[i]
+        towards = other.get_parameter(name).detach().flatten()[mask.index[name]]
+        cosine = torch.nn.functional.cosine_similarity(g, towards, dim=0)
+        wanted = g - 0.7 * (1 + cosine) / 2 * g.norm() * towards / towards.norm()
+        torch.testing.assert_close(seen[i], wanted)
+        assert -seen[i] @ towards > -g @ towards  # descent goes further along +D
+    with pytest.raises(InterpError, match="none of the parameters that the mask names"):
+        iv.masked_tune(model, PAIRS, iv.masks.module_mask(model, modules="q"), prior=prior, rows=3)
+    with pytest.raises(InterpError, match="prior changes activations"):
+        steered = iv.steer("resid_post.0", torch.ones(module.config.hidden_size))
+        iv.masked_tune(model, PAIRS, mask, prior=steered, rows=3)
+    with pytest.raises(InterpError, match="another model"):
+        iv.masked_tune(model_of(intermediate_size=64), PAIRS, iv.masks.module_mask(
+            model_of(intermediate_size=64), modules="down"), prior=prior, rows=3)  # fmt: skip
+
+
+def test_a_ticket_is_where_the_whole_tuning_went():
+    """LT-SFT: tune everything, keep the entries that moved most, tune those from the start."""
+    model = model_of()
+    whole = iv.masked_tune(
+        model, PAIRS, iv.masks.module_mask(model), steps=3, rows=6, lr=1e-2, seed=1
+    )
+    assert whole.notes["masked_tune"]["state bytes"] >= 8 * whole.notes["masked_tune"]["count"]
+    ticket = iv.masks.change_mask(model, whole, share=0.1, modules="down")
+    before = state(model.module)
+    with whole.applied(model):
+        moved = (model.module.get_parameter(DOWN).detach() - before[DOWN]).abs()
+    inside = ticket.dense(DOWN)
+    assert int(inside.sum()) == round(0.1 * moved.numel())
+    assert moved[inside].min() >= moved[~inside].max()
+    edit = iv.masked_tune(model, PAIRS, ticket, steps=3, rows=6, lr=1e-2)
+    assert {delta.parameter for delta in edit.deltas} == set(ticket.index)
+    note = edit.notes["masked_tune"]
+    overhead = note["state bytes"] - 8 * note["count"]  # two float32 an entry, and the step counts
+    assert 0 <= overhead <= 8 * len(ticket.index)
+    with pytest.raises(InterpError, match="none of the matrices chosen"):
+        iv.masks.change_mask(model, edit, modules="q")
