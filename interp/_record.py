@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -38,17 +38,17 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, files: Set[str] = frozenset(_FILES)) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the context ends well.
 
     Until then whatever stood at `path` stays; after an error it still does, and the temporary
-    folder is gone. Only an earlier record is ever replaced.
+    folder is gone. Only an earlier record is ever replaced: a folder with none but such `files`.
 
     Raises:
         InterpError: `path` is a file, or a folder that holds anything but a record.
     """
     path = Path(path)
-    if path.is_file() or (path.is_dir() and not {p.name for p in path.iterdir()} <= _FILES):
+    if path.is_file() or (path.is_dir() and not {p.name for p in path.iterdir()} <= files):
         raise InterpError(
             f"{path} holds other files, which saving here would delete; choose another folder"
         )

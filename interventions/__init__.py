@@ -1,7 +1,7 @@
 """Methods that find or learn a change to a model and return it as an edit or a mask."""
 
 from interp import Affine, Delta, Edit
-from interventions import knowledge, masks, weights
+from interventions import knowledge, masks, sae, weights
 from interventions._ablate import ablate
 from interventions._dcm import Desideratum, learn_head_mask
 from interventions._detrimental_neurons import (
@@ -25,6 +25,10 @@ from interventions._questions import Question, answered_rightly
 from interventions._reset import reset
 from interventions._rewrite import Rewrite
 from interventions._rome import rome
+from interventions._sae import SAE
+from interventions._sae_files import load_sae
+from interventions._sae_plan import SAEPlan
+from interventions._sae_train import train_sae, train_saes
 from interventions._steer import steer
 from interventions._task_vector import task_vector
 from interventions._transplant import transplant
@@ -32,6 +36,7 @@ from interventions._value import ValueSearch
 from interventions._weight_mask import WeightMask
 
 __all__ = [
+    "SAE",
     "Affine",
     "Delta",
     "Desideratum",
@@ -42,6 +47,7 @@ __all__ = [
     "KeyCovariance",
     "Question",
     "Rewrite",
+    "SAEPlan",
     "ValueSearch",
     "WeightMask",
     "ablate",
@@ -53,6 +59,7 @@ __all__ = [
     "knowledge",
     "learn_head_edits",
     "learn_head_mask",
+    "load_sae",
     "localised_finetuning",
     "lora",
     "low_rank",
@@ -65,9 +72,12 @@ __all__ = [
     "prune_neurons",
     "reset",
     "rome",
+    "sae",
     "scale_heads",
     "steer",
     "task_vector",
+    "train_sae",
+    "train_saes",
     "transplant",
     "weights",
 ]

@@ -1,0 +1,57 @@
+"""What SAE to train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interp import InterpError
+from interp._errors import nearest
+from interventions._sae import KINDS
+
+
+@dataclass(frozen=True)
+class SAEPlan:
+    """One SAE to train.
+
+    Args:
+        site: where it reads.
+        kind: `topk`, `batchtopk`, `jumprelu`, `gated` or `standard`.
+        d_sae: features; eight times the width of the site by default.
+        k: latents a token; the L0 that `jumprelu` aims at. `gated` and `standard` have whatever
+            their `sparsity` gives.
+        sparsity: weight of the sparsity term (not of `topk` and `batchtopk`).
+        lr: of Adam; by default `2e-4 / sqrt(d_sae / 2^14)`.
+        aux: weight of AuxK, by which dead latents come back (`topk` and `batchtopk`).
+        k_aux: dead latents a token in it; half the width of the site by default.
+        dead_after: tokens without firing after which a latent counts as dead; a twentieth of all
+            by default.
+        bandwidth: of `jumprelu`'s straight-through estimate.
+        center: what b_dec begins as: the `"median"` (geometric) or `"mean"` of the first buffer.
+        seed: of the decoder's directions.
+    """
+
+    site: str
+    kind: str = "topk"
+    d_sae: int | None = None
+    k: int = 32
+    sparsity: int | float | None = None
+    lr: int | float | None = None
+    aux: int | float = 1 / 32
+    k_aux: int | None = None
+    dead_after: int | None = None
+    bandwidth: int | float = 0.05
+    center: str = "median"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InterpError(f"kind={self.kind!r}; {nearest(self.kind, KINDS)}")
+        if self.center not in ("median", "mean"):
+            raise InterpError(f"center={self.center!r}; {nearest(self.center, ('median', 'mean'))}")
+        if self.k < 1 or (self.d_sae is not None and self.d_sae < self.k):
+            raise InterpError(f"k={self.k} of d_sae={self.d_sae}: expected 1 to d_sae")
+        if (self.lr is not None and not self.lr > 0) or self.aux < 0 or not self.bandwidth > 0:
+            raise InterpError(
+                f"lr={self.lr}, aux={self.aux}, bandwidth={self.bandwidth}: expected more than 0, "
+                f"at least 0, more than 0"
+            )
