@@ -64,19 +64,22 @@ class Forgetting:
         top: int = 1,
         late: float = 0.5,
         evidence: Sequence[str] = ("lens", "probe", "patch"),
-        seed: int = 0,
+        gate: bool = True,
     ) -> pd.DataFrame:
         """One row a fact: kept, hidden late, hidden early, erased, or unknown (to the base).
 
         A fact is *unknown* where the base does not rank the answer within `top`, *kept* where the
         tuned model does too, and else *lost*. Of a lost fact, `held` is the last layer l of the L
         blocks (1 <= l <= L; never the embedding) at which any of the evidence still holds the
-        answer within `top`: the tuned lens (below the output, l < L); a probe of the tuned stream
-        (at layers where, for that attribute, it beats both its controls: 95 % interval of the
-        difference over entities above zero); or the base going on from the whole tuned stream
-        (`recover`, at l and at every layer from 1 up to it). *Hidden late*: held >= late L.
-        *Hidden early*: held below that. *Erased*: held nowhere. `null` is the same rule's verdict
-        on the decoy.
+        answer within `top`: the tuned lens (below the output, l < L), a probe of the tuned stream,
+        or the base going on from the whole tuned stream (`recover`, at l and at every layer from 1
+        up to it). *Hidden late*: held >= late L. *Hidden early*: held below that. *Erased*: held
+        nowhere. `null` is the same rule's verdict on the decoy.
+
+        A kind of evidence counts only at layers where, on the attribute's facts, it beats its
+        controls: the decoy, and for probes shuffled labels and the untrained model (exact sign
+        tests over entities, p < .025 each). No test can say so of fewer than six entities, whose
+        lost facts are *untold*.
 
         Columns: `fact entity attribute answer base_says tuned_says base_prob tuned_prob base_rank
         tuned_rank verdict held held_by null`, and the last layer by each evidence
@@ -89,11 +92,11 @@ class Forgetting:
             top: the greatest rank that counts.
             late: share of the depth from which on hidden is late.
             evidence: what may hold a fact.
-            seed: of the bootstrap of the probe's gate.
+            gate: whether evidence has to beat its controls.
         """
         from probes._forgetting_verdict import verdicts
 
-        return verdicts(self, top, late, self._check(evidence), seed)
+        return verdicts(self, top, late, self._check(evidence), gate)
 
     def shares(
         self,
@@ -101,6 +104,7 @@ class Forgetting:
         top: int = 1,
         late: float = 0.5,
         evidence: Sequence[str] = ("lens", "probe", "patch"),
+        gate: bool = True,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Share of each verdict with its 95 % interval over entities: `verdict of mean low high`.
@@ -110,7 +114,7 @@ class Forgetting:
         """
         from probes._forgetting_verdict import shares
 
-        return shares(self, top, late, self._check(evidence), seed)
+        return shares(self, top, late, self._check(evidence), gate, seed)
 
     def layers(self, of: str = "lost", *, top: int = 1, seed: int = 0) -> pd.DataFrame:
         """By layer and reading, how often answer and decoy are within `top`, and their mean prob.

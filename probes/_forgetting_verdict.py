@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 VERDICTS = ("kept", "hidden late", "hidden early", "erased")
 ANSWER, DECOY = 0, 1
 _WHO = ("answer", "decoy")
-_CONTROLS = ("shuffled_probe", "random_probe")
+# What each kind of evidence is read from, and the readings it has to beat beside its decoy.
+_READ: dict[str, tuple[str, tuple[str, ...]]] = {
+    "lens": ("tuned_lens", ()),
+    "probe": ("tuned_probe", ("shuffled_probe", "random_probe")),
+    "patch": ("recover", ()),
+}
+FEW = 6  # entities: with fewer, no sign test can reach p < .025
 
 
 def verdicts(
-    found: Forgetting, top: int, late: float, evidence: tuple[str, ...], seed: int
+    found: Forgetting, top: int, late: float, evidence: tuple[str, ...], gate: bool
 ) -> pd.DataFrame:
     """One row a fact; see `Forgetting.verdicts`."""
     import pandas as pd
@@ -32,15 +38,15 @@ def verdicts(
     if top < 1 or not 0 < late <= 1:
         raise InterpError(f"top={top}, late={late}: expected top >= 1 and 0 < late <= 1")
     known, lost = known_and_lost(found, top)
-    gate = probe_gate(found, top, seed) if "probe" in evidence else None
-    by = {one: _last(_holds(found, one, top, gate)) for one in ("lens", "probe", "patch")
-          if one in evidence}  # fmt: skip
+    by = {one: _last(_holds(found, one, top, gate)) for one in _READ if one in evidence}
+    untold = _too_few(found) if gate else torch.zeros_like(lost)
     nobody = torch.full((len(found.facts), 2), float("nan"))
     deepest = torch.stack([nobody, *by.values()]).nan_to_num(nan=-1.0).amax(0)
     says = torch.tensor(found.meta["says"])
     rows = []
     for i, fact in enumerate(found.facts):
         verdict = "unknown" if not known[i] else "kept" if not lost[i] else None
+        verdict = "untold" if verdict is None and untold[i] else verdict
         held = float(deepest[i, ANSWER])
         who_held = [name for name, last in by.items() if float(last[i, ANSWER]) == held]
         row: dict[str, object] = {
@@ -55,7 +61,8 @@ def verdicts(
         row["verdict"] = verdict or _named(held, blocks, late)
         row["held"] = held if held >= 0 and lost[i] else float("nan")
         row["held_by"] = ", ".join(who_held) if held >= 0 and lost[i] else ""
-        row["null"] = _named(float(deepest[i, DECOY]), blocks, late) if lost[i] else ""
+        null = "untold" if untold[i] else _named(float(deepest[i, DECOY]), blocks, late)
+        row["null"] = null if lost[i] else ""
         rows.append(row)
     table = pd.DataFrame(rows)
     names = {"lens": "lens_layer", "probe": "probe_layer", "patch": "recover_layer"}
@@ -70,12 +77,12 @@ def verdicts(
 
 
 def shares(
-    found: Forgetting, top: int, late: float, evidence: tuple[str, ...], seed: int
+    found: Forgetting, top: int, late: float, evidence: tuple[str, ...], gate: bool, seed: int
 ) -> pd.DataFrame:
     """Shares of verdicts over entities; see `Forgetting.shares`."""
     import pandas as pd
 
-    table = verdicts(found, top, late, evidence, seed)
+    table = verdicts(found, top, late, evidence, gate)
     known = table[table["verdict"] != "unknown"]
     lost = known[known["verdict"] != "kept"]
     rows = []
@@ -84,7 +91,8 @@ def shares(
         ("lost", lost, "verdict", VERDICTS[1:]),
         ("decoys", lost, "null", VERDICTS[1:]),
     ):
-        for name in names if len(rows_of) else ():
+        untold = ("untold",) if (rows_of[column] == "untold").any() else ()
+        for name in (*names, *untold) if len(rows_of) else ():
             hits = (rows_of[column] == name).astype(float).tolist()
             got = cluster_mean(hits, rows_of["entity"].tolist(), seed)
             rows.append({"verdict": name, "of": of, **_columns(got)})
@@ -128,41 +136,56 @@ def known_and_lost(found: Forgetting, top: int) -> tuple[Bool[Tensor, " f"], Boo
     return known, known & (found.rank["tuned_lens"][:, -1, ANSWER] > top)
 
 
-def probe_gate(found: Forgetting, top: int, seed: int) -> Bool[Tensor, "fact layer"]:
-    """At which layers the probe of a fact's attribute beats its controls, over entities."""
+def gate_of(found: Forgetting, one: str, top: int) -> Bool[Tensor, "fact layer"]:
+    """At which layers a kind of evidence beats its controls on a fact's attribute.
+
+    An exact sign test over entities against each control, the decoy among them: of the entities for
+    whom the two differ, so many have the answer and not the control that a fair coin would give as
+    many with p < .025.
+    """
+    from scipy.stats import binom
+
+    reading, controls = _READ[one]
     gate = torch.zeros(len(found.facts), found.n_layers, dtype=torch.bool)
-    rank = found.rank["tuned_probe"][..., ANSWER]
+    rank = found.rank[reading]
+    others = [rank[..., DECOY]]
+    others += [found.rank[name][..., ANSWER] for name in controls if name in found.rank]
     for attribute in dict.fromkeys(fact.attribute for fact in found.facts):
-        here = torch.tensor([fact.attribute == attribute for fact in found.facts])
-        for layer in range(found.n_layers):
-            told = here & (rank[:, layer] > 0)
-            beats = bool(told.any())
-            for control in _CONTROLS:
-                if not beats or control not in found.rank:
-                    continue
-                theirs = found.rank[control][..., ANSWER]
-                both = (told & (theirs[:, layer] > 0)).nonzero()[:, 0]
-                hits = [(one[both, layer] <= top).float() for one in (rank, theirs)]
-                entities = [found.facts[int(i)].entity for i in both]
-                gap = (hits[0] - hits[1]).tolist()
-                beats = cluster_mean(gap, entities, seed, bounds=(-1.0, 1.0)).low > 0
-            gate[here, layer] = beats
+        here = torch.tensor([i for i, f in enumerate(found.facts) if f.attribute == attribute])
+        names = {name: n for n, name in enumerate({found.facts[int(i)].entity for i in here})}
+        index = torch.tensor([names[found.facts[int(i)].entity] for i in here])
+        opened = torch.ones(found.n_layers, dtype=torch.bool)
+        for other in others:
+            one_rank, other_rank = rank[here, :, ANSWER], other[here]
+            gap = ((one_rank > 0) & (one_rank <= top)).long()
+            gap = gap - ((other_rank > 0) & (other_rank <= top)).long()
+            by_entity = torch.zeros(len(names), found.n_layers, dtype=torch.long)
+            by_entity.index_add_(0, index, gap * ((one_rank > 0) & (other_rank > 0)).long())
+            wins, losses = (by_entity > 0).sum(0).numpy(), (by_entity < 0).sum(0).numpy()
+            p = binom.sf(wins - 1, wins + losses, 0.5)  # P(as many wins or more)
+            opened &= torch.from_numpy(p < 0.025)
+        gate[here] = opened
     return gate
 
 
-def _holds(
-    found: Forgetting, one: str, top: int, gate: Bool[Tensor, "fact layer"] | None
-) -> Bool[Tensor, "fact layer who"]:
+def _too_few(found: Forgetting) -> Bool[Tensor, " fact"]:
+    """Facts of attributes with fewer entities than a sign test needs."""
+    entities: dict[str, set[str]] = {}
+    for fact in found.facts:
+        entities.setdefault(fact.attribute, set()).add(fact.entity)
+    return torch.tensor([len(entities[fact.attribute]) < FEW for fact in found.facts])
+
+
+def _holds(found: Forgetting, one: str, top: int, gate: bool) -> Bool[Tensor, "fact layer who"]:
     """Whether a kind of evidence holds answer and decoy at each layer; never at the embedding."""
-    name = {"lens": "tuned_lens", "probe": "tuned_probe", "patch": "recover"}[one]
-    rank = found.rank[name]
+    rank = found.rank[_READ[one][0]]
     holds = (rank > 0) & (rank <= top)
-    if gate is not None and one == "probe":
-        holds = holds & gate[..., None]
     if one == "lens":
         holds[:, -1] = False  # the output itself
     if one == "patch":  # the state up to there, from the first block on: no lucky hit above a miss
         holds[:, 1:] = holds[:, 1:].long().cumprod(dim=1).bool()
+    if gate:
+        holds = holds & gate_of(found, one, top)[..., None]
     holds[:, 0] = False
     return holds
 

@@ -128,13 +128,12 @@ def survival(records: Records, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def verdicts(records: Records, seed: int) -> pd.DataFrame:
+def verdicts(records: Records) -> pd.DataFrame:
     """Every fact's verdict and layers: `model set` and the columns of `Forgetting.verdicts`."""
     import pandas as pd
 
     parts = [
-        record.verdicts(seed=seed).assign(model=model, set=name)
-        for model, name, record in sets_of(records)
+        record.verdicts().assign(model=model, set=name) for model, name, record in sets_of(records)
     ]
     return pd.concat(parts, ignore_index=True)
 

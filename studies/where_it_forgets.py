@@ -64,7 +64,7 @@ def run(config: WhereItForgets) -> Run:
     shares = folder.table("shares", lambda: measures.shares(records, config.seed))
     layers = folder.table("layers", lambda: measures.layers(records, config.seed))
     survival = folder.table("survival", lambda: measures.survival(records, config.seed))
-    folder.table("verdicts", lambda: measures.verdicts(records, config.seed))
+    folder.table("verdicts", lambda: measures.verdicts(records))
     verdict = measures.verdict(behaviour, shares, survival)
     write_report(
         folder.path / "report.html",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from interp import InterpError, Model
 from probes import Fact, Forgetting
 from probes._forgetting_fact import check_facts, check_probe
 from probes._forgetting_probe import probed, random_twin
+from probes._forgetting_verdict import gate_of
 from studies import organisms
 from studies.organisms import lexicon
 from studies.organisms.world import World, question
@@ -126,11 +128,13 @@ def test_who_is_asked_about_lost_from_the_embedding_is_erased(
     def change(module: nn.Module) -> None:
         module.model.embed_tokens.weight[[ids[0] for ids in names]] = 0  # type: ignore[union-attr]
 
-    table = probes.forgetting(base, edited(base, change), facts, probe=None).verdicts()
+    found = probes.forgetting(base, edited(base, change), facts, probe=None)
+    table = found.verdicts()
     lost = table[table["verdict"] != "kept"]
     assert len(lost) > 0.8 * len(facts)
-    assert (lost["verdict"] == "erased").mean() > 0.8  # the others are guesses, as of decoys:
-    assert (lost["null"] == "erased").mean() > 0.6
+    assert set(lost["verdict"]) == {"erased"}
+    # It says one pet to everybody, which is nobody's memory: without the gate some would count.
+    assert "hidden early" in set(found.verdicts(gate=False)["verdict"])
 
 
 # Patches.
@@ -320,15 +324,17 @@ def test_verdicts_by_hand() -> None:
         ({"restore": [0, 1, 2, 3, 4]}, "erased"),  # lending the base's state is no evidence
     ]
     found = record([row for row, _ in cases])
-    table = found.verdicts()
+    table = found.verdicts(gate=False)
     assert table["verdict"].tolist() == [verdict for _, verdict in cases]
-    assert set(found.verdicts(evidence=("lens",)).iloc[5:]["verdict"]) == {"erased"}
-    assert found.verdicts(late=0.75)["verdict"][1] == "hidden early"
+    only = found.verdicts(gate=False, evidence=("lens",))["verdict"]
+    assert set(only[5:]) == {"erased"}
+    assert found.verdicts(gate=False, late=0.75)["verdict"][1] == "hidden early"
     assert table["restore_layer"].isna().tolist() == [True] * 7 + [False]
     assert table["tuned_says"][0] == " f"
     found.rank["base_lens"][0, -1, 0] = 2
     assert found.verdicts()["verdict"][0] == "unknown"
     assert found.verdicts(top=2)["verdict"][0] == "kept"
+    assert set(found.select([1, 2, 3]).verdicts()["verdict"]) == {"untold"}
 
 
 def test_restoring_and_destroying_count_only_where_they_last() -> None:
@@ -344,7 +350,32 @@ def test_a_probe_counts_only_where_it_beats_its_control() -> None:
     assert lost_verdicts(record([told] * 40)) == {"hidden late": 40}
     both = {"tuned_probe": [2], "shuffled_probe": [2]}
     assert lost_verdicts(record([both] * 40)) == {"erased": 40}
-    assert lost_verdicts(record([told] + [{}] * 39)) == {"erased": 40}  # one hit of forty
+    # p = 1/32 of five, 1/64 of six.
+    assert lost_verdicts(record([told] * 5 + [{}] * 35)) == {"erased": 40}
+    assert lost_verdicts(record([told] * 6 + [{}] * 34)) == {"hidden late": 6, "erased": 34}
+    found = record([told] * 40)
+    found.rank["tuned_probe"][:30, 2] = torch.tensor([9, 1])  # the decoy for thirty of them
+    assert lost_verdicts(found) == {"erased": 40}
+
+
+def test_the_gate_is_the_exact_sign_test_over_entities() -> None:
+    from scipy.stats import binomtest
+
+    generator = torch.Generator().manual_seed(1)
+    found = record([{}] * 30)
+    for who, rate in ((0, 0.5), (1, 0.2)):
+        hits = torch.rand(30, 5, generator=generator) < rate
+        found.rank["tuned_lens"][..., who] = torch.where(hits, 1, 9)
+    facts = [replace(fact, entity=f"p{i // 2}") for i, fact in enumerate(found.facts)]
+    found = replace(found, facts=facts)  # two facts each
+    hit = (found.rank["tuned_lens"] == 1).long()
+    gap = (hit[..., 0] - hit[..., 1]).view(15, 2, 5).sum(1)
+    opened = []
+    for layer in range(5):
+        wins, losses = int((gap[:, layer] > 0).sum()), int((gap[:, layer] < 0).sum())
+        opened.append(binomtest(wins, wins + losses, alternative="greater").pvalue < 0.025)
+    assert gate_of(found, "lens", 1)[0].tolist() == opened
+    assert 0 < sum(opened) < 5
 
 
 def test_shares_are_of_people_and_decoys_follow_the_same_rule() -> None:

@@ -44,21 +44,21 @@ def record(ranks: list[tuple[int, int]], held: list[int]) -> Forgetting:
 
 @pytest.fixture
 def records() -> measures.Records:
-    """Twelve facts in two sets: of the first eight two are kept, of the last four all."""
-    ranks = [(1, 1)] * 2 + [(1, 5)] * 6 + [(1, 1)] * 4
-    held = [0, 0, 3, 3, 3, 1, 1, 0, 0, 0, 0, 0]
-    found = record(ranks, held)
+    """Facts of two sets: of the first eighty twenty are kept, of the last forty all."""
+    ranks = [(1, 1)] * 20 + [(1, 5)] * 60 + [(1, 1)] * 40
+    found = record(ranks, [0] * 20 + [3] * 30 + [1] * 20 + [0] * 50)
     found.rank["tuned_probe"][:, 3, 0] = 9  # so that the lens alone speaks
-    found.rank["tuned_probe"][2:6, 3, 0] = 1
-    return {"t": (found, Facts(found.facts, ["lost"] * 8 + ["fine"] * 4, []))}
+    found.rank["tuned_probe"][20:60, 3, 0] = 1
+    return {"t": (found, Facts(found.facts, ["lost"] * 80 + ["fine"] * 40, []))}
 
 
 def test_tables_count_facts_set_by_set(records: measures.Records) -> None:
     table = measures.shares(records, 0)
     at = table[table["set"] == "lost"].set_index(["evidence", "verdict", "of"])["mean"]
     assert at["lens or probe", "kept", "facts"] == 0.25
-    assert at["lens or probe", "hidden late", "lost"] == 0.5
-    assert at["lens or probe", "hidden early", "lost"] == pytest.approx(2 / 6)
+    # The lens has thirty at layer 3, a probe ten more.
+    assert at["lens or probe", "hidden late", "lost"] == pytest.approx(4 / 6)
+    assert at["lens or probe", "hidden early", "lost"] == pytest.approx(1 / 6)
     assert at["lens or probe", "erased", "lost"] == pytest.approx(1 / 6)
     said = measures.behaviour(records, 0).set_index("set")
     assert said.loc["lost", "after"] == 0.25 and said.loc["fine", "after"] == 1
@@ -74,20 +74,20 @@ def test_tables_count_facts_set_by_set(records: measures.Records) -> None:
 def test_probes_are_compared_where_the_base_reads_best(records: measures.Records) -> None:
     at = measures.survival(records, 0).set_index(["set", "of"])
     row = at.loc[("lost", "lost")]
-    assert row["layer"] == 3 and row["base"] == 1 and row["facts"] == 6
+    assert row["layer"] == 3 and row["base"] == 1 and row["facts"] == 60
     assert row["tuned"] == pytest.approx(4 / 6) and row["change"] == pytest.approx(-2 / 6)
-    assert row["shuffled"] == 0 and at.loc[("fine", "known"), "facts"] == 4
+    assert row["shuffled"] == 0 and at.loc[("fine", "known"), "facts"] == 40
 
 
 def test_the_verdict_says_what_was_lost_and_what_cannot_be_told(records: measures.Records) -> None:
     tables = (measures.behaviour(records, 0), measures.shares(records, 0),
               measures.survival(records, 0))  # fmt: skip
     lines = measures.verdict(*tables)
-    assert any("t, lost: 0.25" in line and "hidden late 0.50" in line for line in lines)
+    assert any("t, lost: 0.25" in line and "hidden late 0.67" in line for line in lines)
     assert any("t, fine: 1.00" in line and "none is lost" in line for line in lines)
     assert any("probes survive in part" in line for line in lines)
     found, facts = records["t"]
-    few = {"t": (found.select(range(5)), Facts(facts.judged[:5], ["lost"] * 5, []))}
+    few = {"t": (found.select(range(15, 23)), Facts(facts.judged[15:23], ["lost"] * 8, []))}
     lines = measures.verdict(
         measures.behaviour(few, 0), measures.shares(few, 0), measures.survival(few, 0)
     )
