@@ -20,12 +20,17 @@ from probes._forgetting_record import Forgetting
 from probes._loss_barrier import LossBarrier, loss_barrier
 from probes._pivot_scores import PivotScores, pivot_scores
 from probes._provenance import Provenance, provenance
+from probes._random_twin import random_twin
 from probes._reasoning_graph import reasoning_graph
 from probes._reasoning_graph_record import ReasoningGraph
 from probes._rollouts import Rollout
+from probes._sweep import sweep
+from probes._sweep_record import ProbeSweep
 from probes._task_forgetting import TaskChange, TaskForgetting, forgetting_measure, task_forgetting
 from probes._trajectories import trajectories
 from probes._trajectories_record import Trajectories
+from probes._transfer import transfer
+from probes._transfer_record import ProbeTransfer
 from probes._tuned_lens import TunedLens, tuned_lens
 from probes._vocabulary import token_class
 
@@ -48,6 +53,8 @@ __all__ = [
     "LinearProbe",
     "LossBarrier",
     "PivotScores",
+    "ProbeSweep",
+    "ProbeTransfer",
     "Provenance",
     "ReasoningGraph",
     "Rollout",
@@ -75,10 +82,13 @@ __all__ = [
     "pivot_scores",
     "provenance",
     "proxy_tuning",
+    "random_twin",
     "reasoning_graph",
+    "sweep",
     "task_forgetting",
     "token_class",
     "trajectories",
+    "transfer",
     "tuned_lens",
 ]
 

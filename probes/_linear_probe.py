@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,10 @@ from probes._probe_checks import (
     checked_rank,
 )
 from probes._probe_fit import Fitted, Labels, Method, fit_without
+from probes._probe_fit import fit_once as fit_closed_once
 from probes._probe_folds import inner_folds
-from probes._probe_logistic import fit_logistic
+from probes._probe_logistic import fit_logistic, fit_logistic_once
 from probes._ridge import Design
-
-Kind = Literal["ridge", "logistic", "mean_difference", "rank_k"]
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -80,9 +79,9 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        kind: Kind = "ridge",
+        kind: str = "ridge",
         *,
-        penalties: Sequence[float] | None = None,
+        penalties: Sequence[int | float] | np.ndarray | None = None,
         rank: int | None = None,
         standardize: bool = True,
         cv: Any = 5,
@@ -207,6 +206,12 @@ def fit_fold(
     """`fit_without` of the method's kind."""
     fit = fit_logistic if method.kind == "logistic" else fit_without
     return fit(design, labels, method, test_fold)
+
+
+def fit_once(design: Design, labels: Labels, method: Method) -> np.ndarray:
+    """Raw weights [width d] on all rows at the method's one penalty."""
+    fit = fit_logistic_once if method.kind == "logistic" else fit_closed_once
+    return fit(design, labels, method)
 
 
 def plain(values: Any) -> Any:

@@ -67,7 +67,9 @@ def check_varies(x: np.ndarray, where: str = "X") -> None:
         )
 
 
-def checked_penalties(penalties: Sequence[float] | None, kind: str) -> tuple[float, ...]:
+def checked_penalties(
+    penalties: Sequence[int | float] | np.ndarray | None, kind: str
+) -> tuple[float, ...]:
     """Those given, or the kind's own; `mean_difference` has none.
 
     Raises:

@@ -137,6 +137,12 @@ def fit_without(
     )
 
 
+def fit_once(design: Design, labels: Labels, method: Method) -> np.ndarray:
+    """Raw weights [width d] of the first labelling on all rows, at the method's one penalty."""
+    chosen = np.zeros(labels.codes.shape[1], dtype=int)
+    return _final(Base(design).split(), labels, method, chosen, None)[0]
+
+
 def _along(split: Split, labels: Labels, method: Method, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Scores [row labelling width] at each penalty."""
     shape = (len(rows), labels.codes.shape[1], labels.width)

@@ -58,6 +58,13 @@ def fit_logistic(
     )
 
 
+def fit_logistic_once(design: Design, labels: Labels, method: Method) -> np.ndarray:
+    """Raw weights [width d] of the first labelling on all rows, at the method's one penalty."""
+    base = Base(design)
+    rows = np.arange(len(design.x))
+    return _fit(base.split().scaled(rows), labels, 0, rows, method.penalties[0])[0] / base.scale
+
+
 def _fit(x: np.ndarray, labels: Labels, number: int, train: np.ndarray, penalty: float) -> Any:
     """Weights [width d] and intercepts [width] of one labelling."""
     from sklearn.linear_model import LogisticRegression

@@ -7,7 +7,7 @@ factorisations and then answers every penalty and every right-hand side in linea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -30,12 +30,13 @@ class Design:
     def __init__(
         self, x: np.ndarray, folds: np.ndarray, targets: np.ndarray, *, standardize: bool = True
     ) -> None:
-        self.origin = x.mean(axis=0, dtype=np.float64)
-        # Centred at the mean of all rows: a shift of the coordinates, which no split's result
-        # depends on, and without which means far from zero would cost digits.
-        self.x = x - self.origin
         self.targets, self.standardize = targets, standardize
         self.rows = [np.flatnonzero(folds == fold) for fold in range(int(folds.max()) + 1)]
+        # Shifted to about zero, since means far from it would cost digits; no result depends on
+        # where exactly. The median of the folds' means: an outlier in one fold does not move it.
+        means = [x[rows].mean(axis=0, dtype=np.float64) for rows in self.rows if len(rows)]
+        self.origin = np.median(means, axis=0)
+        self.x = x - self.origin
         self.counts = np.array([len(rows) for rows in self.rows])
         self.sums = np.stack([self.x[rows].sum(axis=0) for rows in self.rows])
         self.squares = np.stack([np.square(self.x[rows]).sum(axis=0) for rows in self.rows])
@@ -214,18 +215,20 @@ def solve_once(matrix: np.ndarray, penalty: float, rhs: np.ndarray) -> np.ndarra
 
 def solutions(
     split: Split, rows: np.ndarray, penalties: Sequence[float]
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Of each penalty: predictions of `rows` before the mean [row r], rhs and solution, rotated.
 
     With many right-hand sides the rows are rotated instead of the solutions.
     """
     tridiagonal = Tridiagonal(split.matrix())
-    at, rhs = split.at(rows), split.rhs
-    turned = tridiagonal.rotate(rhs)
-    found = [tridiagonal.solve(penalty, turned) for penalty in penalties]
-    if turned.shape[1] * len(found) > len(at):
+    at, rhs = split.at(rows), tridiagonal.rotate(split.rhs)
+    if rhs.shape[1] * len(penalties) > len(at):
         at = tridiagonal.rotate(at.T).T
-        return [(at @ solution, turned, solution) for solution in found]
+        for penalty in penalties:
+            solution = tridiagonal.solve(penalty, rhs)
+            yield at @ solution, rhs, solution
+        return
+    found = [tridiagonal.solve(penalty, rhs) for penalty in penalties]
     back = tridiagonal.rotate(np.concatenate(found, axis=1), back=True)
     ahead = np.split(at @ back, len(found), axis=1)
-    return [(part, turned, solution) for part, solution in zip(ahead, found, strict=True)]
+    yield from ((part, rhs, solution) for part, solution in zip(ahead, found, strict=True))

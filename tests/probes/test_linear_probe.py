@@ -66,7 +66,9 @@ def test_ridge_is_ridge_classifier_cv(classes: int, d: int, standardize: bool) -
     )
     assert (mine.predict(x) == theirs.predict(x)).all()
     scale = theirs[0].scale_ if standardize else 1.0
-    np.testing.assert_allclose(mine.coef_, ridge.coef_ / scale, rtol=1e-6, atol=1e-10)
+    np.testing.assert_allclose(
+        mine.coef_, np.atleast_2d(ridge.coef_) / scale, rtol=1e-6, atol=1e-10
+    )
 
 
 def test_inner_folds_never_split_a_group() -> None:
