@@ -208,7 +208,9 @@ def summary(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     out = []
     for (model, split), part in rows.groupby(["model", "split"], sort=False):
         for name in quantities:
-            out.append(_row(model, split, name, part, part[name], seed, BOUNDS.get(name, (0, 1))))
+            out.append(
+                _row(model, split, name, part, part[name], seed, BOUNDS.get(name, (0.0, 1.0)))
+            )
             if f"{name}_null" in rows:
                 above = part[name] - part[f"{name}_null"]
                 widest = (-2.0, 2.0) if name == "association" else (-1.0, 1.0)

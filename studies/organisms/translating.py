@@ -148,7 +148,7 @@ def scores(
     net: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World, linked: float
 ) -> dict[str, dict]:
     """Share of words translated rightly, by direction and by whether that pair was taught."""
-    known = set(taught(world.words, linked))
+    known = {(word.concept, *pair) for word, *pair in taught(world.words, linked)}
     found = {}
     for source in lexicon.LANGUAGES:
         for target in lexicon.LANGUAGES:
@@ -156,7 +156,7 @@ def scores(
                 asked = [
                     (word.prompt(source, target), word.forms[target])
                     for word in world.words
-                    if (source == target or (word, source, target) in known) == was
+                    if (source == target or (word.concept, source, target) in known) == was
                 ]
                 if asked:
                     name = f"words/{source}-{target}/{'taught' if was else 'never taught'}"
