@@ -10,6 +10,7 @@ import torch
 import interp
 from interp import InterpError, Model
 from interp._errors import nearest
+from interp._weights.checkpoint import local_folder
 
 ORGANISM = "organism:"
 
@@ -27,6 +28,18 @@ def open_checkpoint(source: str) -> Model:
     module, tokenizer = organisms.load(name)
     model = interp.load(module, tokenizer=tokenizer)
     return Model(model.module, model.tokenizer, source)
+
+
+def folder_of(source: str) -> Path:
+    """Where a checkpoint's files lie: a shipped organism's, a folder's, or those of a hub id."""
+    if not source.startswith(ORGANISM):
+        return local_folder(source)
+    from studies import organisms
+
+    try:
+        return organisms.path(source.removeprefix(ORGANISM))
+    except ValueError as error:
+        raise InterpError(str(error)) from None
 
 
 def identity(source: str) -> str:

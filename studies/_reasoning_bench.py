@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ from interventions._compatible import require_compatible
 from interventions._weights import open_weights
 from probes import LossBarrier
 from studies import _reasoning_measures as measures
-from studies._checkpoints import ORGANISM, open_checkpoint
+from studies._checkpoints import ORGANISM, folder_of, open_checkpoint
 from studies._problems import organism_problems, organism_texts, read_problems
 from studies._reasoning_measures import MAIN, Condition, Task
 
@@ -112,7 +111,7 @@ class Bench:
         """How far the four are from each other; refuses what are no states of one model."""
         import pandas as pd
 
-        held = {role: open_weights(_folder(self.models[role])) for role in ("base", "sft", "rl")}
+        held = {role: open_weights(folder_of(self.models[role])) for role in ("base", "sft", "rl")}
         held["target"] = open_weights(self.target)
         rows = []
         for a, b in PAIRS:
@@ -150,7 +149,7 @@ class Bench:
 
     def _vector(self, name: str, **choice: Any) -> Edit:
         """A difference by its name, perhaps of some modules only."""
-        end, start = (_folder(self.models[role]) for role in name.split(" - "))
+        end, start = (folder_of(self.models[role]) for role in name.split(" - "))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # distances stand in the report
             return iv.task_vector(end, start, allow_distant=self.config.allow_distant, **choice)
@@ -161,12 +160,3 @@ def opened(source: str) -> Model:
     if source.startswith(ORGANISM):
         return open_checkpoint(source)
     return interp.load(source, dtype=torch.float32)
-
-
-def _folder(source: str) -> str | Path:
-    """Where a checkpoint lies on disk."""
-    if not source.startswith(ORGANISM):
-        return source
-    from studies import organisms
-
-    return organisms.path(source.removeprefix(ORGANISM))

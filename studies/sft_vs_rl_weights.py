@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 from interp import InterpError
 from interp._compare import compare
 from interp._diff import DiffOptions, diff
-from interp._weights.checkpoint import local_folder
 from interp._weights.comparison import WeightComparison
 from interp._weights.weight_diff import WeightDiff
 from studies import _sft_vs_rl_figures as figures
-from studies._checkpoints import identity
+from studies._checkpoints import folder_of, identity
 from studies._report import Section, write_report
 from studies._run import Run
 from studies._synthetic_checkpoints import write_at_norm, write_noise
@@ -44,11 +43,11 @@ OVERLAPS = [
 class SftVsRlWeights:
     """What did SFT and RL change in the weights, and what would noise have changed?"""
 
-    base: str
-    """The checkpoint that both started from: a folder or a hub id."""
-    sft: str
+    base: str = "organism:base"
+    """The checkpoint that both started from: a folder, a hub id, or a shipped organism."""
+    sft: str = "organism:sft"
     """After supervised fine-tuning."""
-    rl: str
+    rl: str = "organism:rl"
     """After reinforcement learning."""
     out: Path = Path("runs/sft-vs-rl-weights")
     """The run folder; an interrupted run continues there."""
@@ -62,6 +61,8 @@ class SftVsRlWeights:
     """Of nulls and noise."""
     workers: int = 1
     """Processes."""
+    smoke: bool = False
+    """Two layers and few draws, that everything runs, in seconds."""
 
 
 def run(config: SftVsRlWeights) -> Run:
@@ -91,7 +92,7 @@ def _measured(config: SftVsRlWeights, folder: Run) -> tuple[WeightDiff, WeightCo
     """The diff of five checkpoints and the comparison of SFT with RL, kept in the run folder."""
     kept = folder.path / "kept"
     if not (folder.path / "diff").exists():
-        base, sft, rl = (str(local_folder(s)) for s in (config.base, config.sft, config.rl))
+        base, sft, rl = (str(folder_of(s)) for s in (config.base, config.sft, config.rl))
         made = folder.path / "controls"
         runs = {
             "sft": sft,
@@ -103,10 +104,13 @@ def _measured(config: SftVsRlWeights, folder: Run) -> tuple[WeightDiff, WeightCo
         options = DiffOptions(
             rank=config.rank,
             alpha=config.alpha,
-            draws=config.draws,
+            draws=5 if config.smoke else config.draws,
             seed=config.seed,
         )
-        found = diff(base, runs, "all", options=options, workers=config.workers, resume=kept)
+        found = diff(
+            base, runs, "all", select=r"layers\.[01]\." if config.smoke else None,
+            options=options, workers=config.workers, resume=kept,
+        )  # fmt: skip
         found.save(folder.path / "diff")
     found = WeightDiff.load(folder.path / "diff")
     if not (folder.path / "compare").exists():
@@ -243,7 +247,7 @@ def _confounds(found: WeightDiff, config: SftVsRlWeights) -> list[str]:
         for label in ("sft", "rl")
     ]
     for label in ("sft", "rl"):
-        lines.append(f"{label}: {_training(local_folder(getattr(config, label)))}")
+        lines.append(f"{label}: {_training(folder_of(getattr(config, label)))}")
     lines.append(
         "Learning rates of SFT and RL often differ fifty-fold, so norms compare recipes, not "
         "methods; compare at matched norm, and at matched accuracy on the new task. One seed of "
