@@ -29,8 +29,8 @@ def effects(model: Model, pairs: Sequence[WordPair], asked: Asked, seed: int) ->
     partner's target's) logit reads: taking it out cannot lower the target's logit by itself. It is
     taken out at all positions. Controls: another pair's pivot, cleaned alike, and as large a change
     in a random direction. Exchanged, the component along the pivot is put along the partner's
-    pivot, and what counts is whether the partner's target gains; the control puts it along a random
-    direction.
+    pivot, and what counts is whether the partner's target gains; the controls put it along yet
+    another pair's pivot, and along a random direction.
     """
     import pandas as pd
 
@@ -63,6 +63,9 @@ def effects(model: Model, pairs: Sequence[WordPair], asked: Asked, seed: int) ->
         },
         "exchanged": {
             "pivot": lambda h: h + _along(h, bases["pivot"], bases["partner"] - bases["pivot"]),
+            "random pivot": lambda h: (
+                h + _along(h, bases["pivot"], bases["random pivot"] - bases["pivot"])
+            ),
             "random direction": lambda h: (
                 h + _along(h, bases["pivot"], bases["noise"] - bases["pivot"])
             ),
@@ -101,10 +104,8 @@ def summary(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     for keys, part in rows.groupby(["model", "split", "what", "site"], sort=False):
         wide = part.pivot_table(index=["pair", "group"], columns="condition", values="effect")
         groups = list(wide.index.get_level_values("group"))
-        columns = {name: wide[name] for name in CONDITIONS if name in wide}
-        columns |= {
-            f"pivot - {name}": wide["pivot"] - wide[name] for name in CONDITIONS[1:] if name in wide
-        }
+        columns = {name: wide[name] for name in CONDITIONS}
+        columns |= {f"pivot - {name}": wide["pivot"] - wide[name] for name in CONDITIONS[1:]}
         for name, values in columns.items():
             found = cluster_mean(values.tolist(), groups, seed, bounds=None)
             names = dict(zip(("model", "split", "what", "site"), keys, strict=True))

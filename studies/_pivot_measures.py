@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DRAWS = 8  # random words of the pivot's language that are scored like the pivot
-BOUNDS = {"association": (-1.0, 1.0), "association_null": (-1.0, 1.0)}
+# Shares have exact intervals; those of scores and probabilities are Student's over concepts, since
+# the exact one, which holds for any distribution on the range, is no use for 24 of them.
+SHARES = ("accuracy", "is_pivot", "is_pivot_null", "is_cooccurrence", "is_direct")
 WHO = ("target", "pivot", "source", "random target", "random pivot")
 
 
@@ -208,13 +210,12 @@ def summary(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     out = []
     for (model, split), part in rows.groupby(["model", "split"], sort=False):
         for name in quantities:
-            out.append(
-                _row(model, split, name, part, part[name], seed, BOUNDS.get(name, (0.0, 1.0)))
-            )
+            bounds = (0.0, 1.0) if name in SHARES else None
+            out.append(_row(model, split, name, part, part[name], seed, bounds))
             if f"{name}_null" in rows:
                 above = part[name] - part[f"{name}_null"]
-                widest = (-2.0, 2.0) if name == "association" else (-1.0, 1.0)
-                out.append(_row(model, split, f"{name}_above_null", part, above, seed, widest))
+                bounds = (-1.0, 1.0) if name in SHARES else None
+                out.append(_row(model, split, f"{name}_above_null", part, above, seed, bounds))
     return pd.DataFrame(out)
 
 
@@ -243,23 +244,24 @@ def profile(trace: LensTrace, pairs: Sequence[WordPair], asked: Asked, seed: int
         groups = [pairs[i].group for i in chosen]
         for who, values in by_who.items():
             for layer in range(trace.n_layers):
-                found = cluster_mean(values[chosen, layer].tolist(), groups, seed)
+                found = cluster_mean(
+                    values[chosen, layer].tolist(), groups, seed, bounds=(0.0, float("inf"))
+                )
                 out.append({"split": split, "who": who, "layer": layer, **_numbers(found)})
     return pd.DataFrame(out)
 
 
 def _row(
     model: str, split: str, name: str, part: pd.DataFrame, values: pd.Series, seed: int,
-    bounds: tuple[float, float],
+    bounds: tuple[float, float] | None,
 ) -> dict[str, object]:  # fmt: skip
     known = values.notna()
     row: dict[str, object] = {"model": model, "split": split, "quantity": name}
     if not known.any():
         nan = float("nan")
         return row | {"mean": nan, "low": nan, "high": nan, "concepts": 0, "n": 0}
-    low, high = float(bounds[0]), float(bounds[1])
     groups = part.loc[known, "group"].tolist()
-    found = cluster_mean(values[known].tolist(), groups, seed, bounds=(low, high))
+    found = cluster_mean(values[known].tolist(), groups, seed, bounds=bounds)
     return row | _numbers(found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from studies._pivot_causes import EVERYWHERE
+from studies._pivot_causes import CONDITIONS, EVERYWHERE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 HELD, NOT, UNTESTED = "Held", "Did not hold", "Could not be tested"
 FEW = 5  # concepts; no verdict from fewer
 SPLITS = {"trained": "taught pairs", "held_out": "held-out pairs"}
+SMALLEST = 0.05  # nats; a smaller change of a log-prob is no use of the pivot
 MOST = 0.5  # accuracy below which a model translates too little to ask how it does
 
 
@@ -88,21 +89,24 @@ def _above(at: dict, model: str, split: str, name: str, claim: str) -> str:
 
 def _used(effects: pd.DataFrame, model: str, split: str) -> list[str]:
     claims = {
-        "ablated": ("random pivot", -1, "the target loses when the pivot's direction is taken out"),
-        "exchanged": ("random direction", 1, "exchanging the pivot favours the other's target"),
+        "ablated": (-1, "the target loses when the pivot's direction is taken out"),
+        "exchanged": (1, "exchanging the pivot favours the other's target"),
     }
     rows = effects[
         (effects["model"] == model) & (effects["split"] == split) & (effects["site"] == EVERYWHERE)
     ]
     lines = []
-    for what, (control, sign, claim) in claims.items():
+    for what, (sign, claim) in claims.items():
         named = {r.condition: r for r in rows[rows["what"] == what].itertuples()}
-        difference = named[f"pivot - {control}"]
-        held = (difference.low > 0) if sign > 0 else (difference.high < 0)
+        others = [named[f"pivot - {control}"] for control in CONDITIONS[1:]]
+        ends = [row.low if sign > 0 else -row.high for row in others]
+        held = min(ends) > SMALLEST
         lines.append(
             f"{HELD if held else NOT}: {claim} ({SPLITS[split]}). Change of its log-prob "
-            f"{_interval(named['pivot'])} nats, with a {control} {_interval(named[control])}, "
-            f"difference {_interval(difference)}."
+            f"{_interval(named['pivot'])} nats; with another pivot "
+            f"{_interval(named[CONDITIONS[1]])}, with a random direction as large "
+            f"{_interval(named[CONDITIONS[2]])}; differences {_interval(others[0])} and "
+            f"{_interval(others[1])}, {SMALLEST} required of both."
         )
     return lines
 

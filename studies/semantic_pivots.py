@@ -221,9 +221,11 @@ def _sections(
             "Is it used?",
             [
                 "The pivot's direction (what its logit reads, less what the target's reads) is "
-                "taken out of the stream at all positions, or exchanged for another pair's. If the "
-                "translation goes through it, the target loses more than when another pivot's "
-                "direction is taken out, and an exchange favours the other pair's target."
+                "taken out of the stream at all positions, or what lies along it is put along "
+                "another pair's pivot. If the translation goes through it, the target loses more "
+                "than when another pivot's direction is taken out or the stream is changed as much "
+                "in a random direction, and the exchange favours that other pair's target more "
+                "than an exchange for a third pivot. In nats, by Student's interval over concepts."
             ],
             headline(
                 main[main["site"] == causes.EVERYWHERE].assign(
