@@ -18,13 +18,14 @@ def group_codes(groups: Iterable[Any] | None, n: int) -> np.ndarray | None:
     """
     if groups is None:
         return None
-    names = [str(group) for group in (groups.tolist() if hasattr(groups, "tolist") else groups)]
+    names = list(groups.tolist() if hasattr(groups, "tolist") else groups)
     if len(names) != n:
         raise InterpError(f"{len(names)} groups for {n} examples; give one group an example")
-    found, codes = np.unique(names, return_inverse=True)
+    simple = all(isinstance(name, int | np.integer) for name in names)
+    found, codes = np.unique(names if simple else list(map(str, names)), return_inverse=True)
     if len(found) < 2:
         raise InterpError(
-            f"all {n} examples are of one group ({names[0]!r}), so none can be held out; "
+            f"all {n} examples are of one group ({str(names[0])!r}), so none can be held out; "
             f"name finer groups, or leave `groups` out if examples are independent"
         )
     return codes
