@@ -58,7 +58,9 @@ class KeyCovariance:
         tensors, meta = load_record(path, _KIND)
         moment = {int(name.removeprefix("mlp_post.")): value for name, value in tensors.items()}
         tokens = {int(layer): int(count) for layer, count in meta["tokens"].items()}
-        more = {key: meta[key] for key in ("texts", "digest", "done") if key in meta}
+        more: dict[str, Any] = {
+            key: meta[key] for key in ("texts", "digest", "done") if key in meta
+        }
         return KeyCovariance(moment, tokens, Identity.from_json(meta["identity"]), more)
 
 
@@ -99,7 +101,7 @@ def key_covariance(
     Source: Meng et al. 2022 (arXiv 2202.05262), who take 100,000 Wikipedia samples in float32.
     """
     handle = as_model(model)
-    listed = list(texts)
+    listed: list[Any] = list(texts)
     if isinstance(texts, str) or not listed:
         raise InterpError("texts is empty or one text; give a list of texts to measure keys over")
     wanted = [layers] if isinstance(layers, int) else list(layers)

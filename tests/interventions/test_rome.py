@@ -86,7 +86,8 @@ def test_it_is_the_least_change_by_the_conditions_of_karush_kuhn_and_tucker():
 def by_hand(model: interp.Model, edit: Edit, prompt: str, answer: list[int], at: int) -> float:
     """-mean log P(answer) with the edit's value added at one token by a plain hook."""
     delta = edit.deltas[0]
-    transposed = "c_proj" in delta.parameter
+    module = model.module.get_submodule(delta.parameter.removesuffix(".weight"))
+    transposed = type(module).__name__ == "Conv1D"
     left = delta.change.right[0] if transposed else delta.change.left[:, 0]
     ids = [*model.batch(prompt).input_ids[0].tolist(), *answer[:-1]]
 
@@ -95,7 +96,6 @@ def by_hand(model: interp.Model, edit: Edit, prompt: str, answer: list[int], at:
         new.view(-1, new.shape[-1])[at] += left.to(out)
         return new
 
-    module = model.module.get_submodule(delta.parameter.removesuffix(".weight"))
     hook = module.register_forward_hook(add)
     with torch.no_grad():
         logits = model.module(torch.tensor([ids]), use_cache=False).logits[0]
