@@ -19,12 +19,14 @@ LINES = {
     ("recover", "answer"): ("#009E73", "-", "base goes on from the tuned stream"),
     ("restore", "answer"): ("#CC79A7", "-", "tuned goes on from the base's last position"),
     ("restore_other", "answer"): ("#CC79A7", ":", "the same from another fact"),
-    ("destroy", "answer"): ("#E69F00", "-", "base goes on from the tuned last position"),
+    ("destroy", "answer"): ("#E69F00", "--", "base goes on from the tuned last position"),
 }
 
 
 def draw(found: Forgetting, ax: Axes | None, of: str, top: int) -> Axes:
     """Share of facts whose answer is within `top`, by layer and reading."""
+    from matplotlib.ticker import MaxNLocator
+
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -42,6 +44,6 @@ def draw(found: Forgetting, ax: Axes | None, of: str, top: int) -> Axes:
     else:
         ax.text(0.5, 0.5, f"no {of} facts", ha="center", va="center", transform=ax.transAxes)
     ax.set(xlabel="layer (0 embedding)", ylabel=f"share of {of} facts", ylim=(-0.03, 1.03))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -34,8 +34,8 @@ def probed(
 ) -> dict[str, Found]:
     """Rank and probability of [answer, decoy] among the attribute's answers, by probe.
 
-    An answer that fewer than two entities of the training part have cannot be told: rank 0,
-    probability NaN.
+    What cannot be told has rank 0 and probability NaN: an answer that fewer than two entities of
+    the training part have, and everything at a layer where all streams are the same.
 
     Args:
         last: streams of "base", "tuned" and perhaps "random", facts first, then `train`.
@@ -64,9 +64,12 @@ def probed(
         for name, (streams, target) in sources.items():
             for layer in range(n_layers):
                 outer = _learnable(target, outside, entities)
+                known = streams[outer, layer]
+                if bool((known == known[0]).all()):  # the embedding, where prompts end alike
+                    continue
                 rank, prob = _read(
                     clone(probe).fit(
-                        streams[outer, layer].double().numpy(),
+                        known.double().numpy(),
                         target[outer].numpy(),
                         groups=[entities[i] for i in outer.tolist()],
                     ),

@@ -27,8 +27,7 @@ class Forgetting:
 
     Args:
         rank: reading -> rank of [answer, decoy], 1 for the likeliest; of probes among the
-            attribute's answers, 0 where the answer was not among those trained on; else in the
-            vocabulary.
+            attribute's answers, 0 where it could not be told; else in the vocabulary.
         prob: reading -> their probability.
         moved: ||tuned - base|| / ||base|| of the stream at all positions, 0 where no bit differs.
         token: first tokens of answer and decoy.

@@ -6,9 +6,11 @@ import math
 from typing import TYPE_CHECKING
 
 from probes._forgetting_plot import LINES
+from studies._where_measures import WHOLE
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, from kept to erased.
@@ -24,7 +26,7 @@ def shares(table: pd.DataFrame) -> Figure:
     """Verdict shares of each model and set with intervals; hollow: decoys of the lost facts."""
     import matplotlib.pyplot as plt
 
-    table = table[table["evidence"] == table["evidence"].iloc[0]]
+    table = table[table["evidence"] == WHOLE]
     sets = list(dict.fromkeys(zip(table["model"], table["set"], strict=True)))
     figure, axes = plt.subplots(
         1,
@@ -42,7 +44,8 @@ def shares(table: pd.DataFrame) -> Figure:
                 _mark(ax, at.loc[(verdict, "facts")], row, colour, filled=True)
             if (verdict, "decoys") in at.index:
                 scale = at.loc[(verdict, "decoys")]["facts"] / at.loc[(verdict, "facts")]["facts"]
-                _mark(ax, at.loc[(verdict, "decoys")] * scale, row + 0.28, colour, filled=False)
+                decoys = at.loc[(verdict, "decoys")][["mean", "low", "high"]] * scale
+                _mark(ax, decoys, row + 0.28, colour, filled=False)
         ax.set_title(verdict, fontsize=11)
         ax.set_xlim(-0.04, 1.04)
         ax.grid(axis="y", alpha=0.25)
@@ -59,8 +62,8 @@ def profiles(table: pd.DataFrame) -> Figure:
 
     table = table[(table["quantity"] == "top") & (table["who"] == "answer")]
     sets = list(dict.fromkeys(zip(table["model"], table["set"], table["of"], strict=True)))
-    columns = min(3, len(sets))
-    rows = math.ceil(len(sets) / columns)
+    columns = min(3, max(1, len(sets)))
+    rows = math.ceil(max(1, len(sets)) / columns)
     figure, axes = plt.subplots(
         rows,
         columns,
@@ -85,14 +88,17 @@ def profiles(table: pd.DataFrame) -> Figure:
         ax.spines[["top", "right"]].set_visible(False)
     for ax in list(axes.flat)[len(sets) :]:
         ax.set_visible(False)
-    figure.supxlabel("layer (0 embedding)", fontsize=10)
-    figure.supylabel("share with the answer on top", fontsize=10)
+    for ax in list(axes.flat)[max(0, len(sets) - columns) : len(sets)]:
+        ax.set_xlabel("layer (0 embedding)")
+        ax.tick_params(labelbottom=True)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("answer on top, share")
     handles, texts = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-def _mark(ax, row: pd.Series, at: float, colour: str, *, filled: bool) -> None:  # type: ignore[no-untyped-def]
+def _mark(ax: Axes, row: pd.Series, at: float, colour: str, *, filled: bool) -> None:
     mean, low, high = (float(row[name]) for name in ("mean", "low", "high"))
     low, high = (mean if bound != bound else bound for bound in (low, high))
     ax.errorbar(

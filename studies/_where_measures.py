@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ENOUGH = 5  # entities below which nothing is claimed
-EVIDENCE = {
-    "lens, probe or patch": ("lens", "probe", "patch"),
-    "lens or probe": ("lens", "probe"),
-}
+WHOLE, WITHIN = "lens, probe or patch", "lens or probe"
+EVIDENCE = {WHOLE: ("lens", "probe", "patch"), WITHIN: ("lens", "probe")}
 Records = Mapping[str, tuple[Forgetting, Facts]]
 
 
@@ -157,7 +155,7 @@ def verdict(behaviour: pd.DataFrame, shares: pd.DataFrame, survival: pd.DataFram
 def _sentence(row: object, shares: pd.DataFrame) -> str:
     model, name = row.model, row.set  # type: ignore[attr-defined]
     here = shares[(shares["model"] == model) & (shares["set"] == name)]
-    whole = here[here["evidence"] == "lens, probe or patch"].set_index(["verdict", "of"])
+    whole = here[here["evidence"] == WHOLE].set_index(["verdict", "of"])
     if ("kept", "facts") not in whole.index:
         return f"{model}, {name}: the base answers none of these facts, so nothing could be lost."
     kept = whole.loc[("kept", "facts")]
@@ -168,7 +166,7 @@ def _sentence(row: object, shares: pd.DataFrame) -> str:
     if lost["entities"] < ENOUGH:
         few = f"{int(lost['facts'])} facts about {int(lost['entities'])} entities are lost"
         return f"{text}; {few}, too few to say where ({ENOUGH} entities are needed)."
-    within = here[here["evidence"] == "lens or probe"].set_index(["verdict", "of"])
+    within = here[here["evidence"] == WITHIN].set_index(["verdict", "of"])
     parts = [
         f"{word} {shown(whole.loc[(word, 'lost')])} (decoys {shown(whole.loc[(word, 'decoys')])})"
         for word in ("hidden late", "hidden early", "erased")

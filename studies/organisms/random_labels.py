@@ -144,8 +144,8 @@ def scores(
             said = _first_said(model, tokenizer, [prompt for prompt, _ in pairs])
             name = f"{part}/{attribute}/says one of its values"
             found[name] = evaluate.score([text in starts for text in said])
-    for name, (pairs, end) in evaluate.base_sets(world, n).items():
-        right = evaluate.exact(model, tokenizer, pairs, end)
+    for name, (asked, end) in evaluate.base_sets(world, n).items():
+        right = evaluate.exact(model, tokenizer, asked, end)
         found[f"base tasks: {name}"] = evaluate.score(right)
     return {name: asdict(score) for name, score in found.items()}
 
