@@ -48,7 +48,7 @@ Family = Literal[
 # SFT of some weights only; what else was asked for stays.
 PARTIAL: dict[str, dict[str, Any]] = {
     "sft_midfrozen": {"train": "freeze-mid-mlp", "steps": 20, "keep": ()},
-    "sft_qk": {"train": "qk", "keep": (20,)},
+    "sft_qk": {"train": "qk", "steps": 20, "keep": ()},
 }
 
 
