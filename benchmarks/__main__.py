@@ -17,6 +17,7 @@ NAMES = {
     "divergence": "KL and its kin of two models over a corpus beside their two bare forwards",
     "lens": "the logit lens at the last position and at all, beside the same",
     "patch": "patching every layer x position beside transformer-lens, nnsight and by hand",
+    "probe": "a ridge sweep, folds and penalties in one pass, beside scikit-learn's loop",
     "replay": "one-token replay, replay of a suffix and early stopping, as ratios to a forward",
 }
 

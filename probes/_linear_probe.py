@@ -30,7 +30,7 @@ from probes._probe_logistic import fit_logistic, fit_logistic_once
 from probes._ridge import Design
 
 
-class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LinearProbe(ClassifierMixin, BaseEstimator):
     """A linear classifier `score = coef . x + intercept`, its penalty chosen within the data given.
 
     Features are standardised on the training data, the penalty is chosen by the mean balanced

@@ -134,8 +134,8 @@ def _chosen(
 
 def _names(acts: Mapping[Any, Any], width: int) -> list[int | str]:
     """What the columns are called: as they were asked for when captured."""
-    asked = acts.meta.get("positions") if isinstance(acts, Activations) else None
-    named = list(asked) if isinstance(asked, list | tuple) else [asked]
+    asked: Any = acts.meta.get("positions") if isinstance(acts, Activations) else None
+    named: list[Any] = list(asked) if isinstance(asked, list | tuple) else [asked]
     return named if asked not in (None, "all") and len(named) == width else list(range(width))
 
 

@@ -116,15 +116,14 @@ def sweep(
             continue
         task = controls.of(cell)
         mine = labellings[cell.rows]
-        together = task is not None and task[1] is None
-        found = held_out(cell, plan, np.concatenate([mine, task[0]], axis=1) if together else mine)
+        beyond = task[0] if task is not None and task[1] is None else mine[:, :0]
+        found = held_out(cell, plan, np.concatenate([mine, beyond], axis=1))
         row = {"site": cell.site, "layer": cell.layer, "position": cell.position}
         row |= _scores(found, cell, plan, weights[:, cell.rows])
         if task is not None:
             codes, spread = task
-            if together:
-                predicted = found.predicted[:, mine.shape[1] :]
-            else:
+            predicted = found.predicted[:, mine.shape[1] :]
+            if spread is not None:
                 predicted = held_out(cell, plan, codes, spread).predicted
             row |= _selectivity(found, predicted, codes, cell, plan, weights[:, cell.rows])
         if other is not None:

@@ -36,7 +36,7 @@ def plot_sweep(fit: ProbeSweep, ax: Axes | None, measure: str) -> Axes:
     table = fit.table()
     table["kind"] = [site.rsplit(".", 1)[0] if "." in site else site for site in table["site"]]
     if table["position"].nunique() > MANY and table["kind"].nunique() == 1:
-        return _map(table, ax, measure)
+        return _map(fit, table, ax, measure)
     lines = list(table.groupby(["kind", "position"], sort=False))
     for number, ((kind, position), part) in enumerate(lines):
         _line(ax, part, measure, f"{kind}, {position}", f"C{number}", len(lines) == 1)
@@ -71,13 +71,19 @@ def _bounds(measure: str) -> tuple[str, str]:
     return ("low", "high") if measure == "score" else (f"{measure}_low", f"{measure}_high")
 
 
-def _map(table: Any, ax: Axes, measure: str) -> Axes:
+def _map(fit: ProbeSweep, table: Any, ax: Axes, measure: str) -> Axes:
     """Layer upwards, position to the right."""
     grid = table.pivot(index="layer", columns="position", values=measure)
     grid = grid[list(dict.fromkeys(table["position"]))]
-    chance = measure in ("score", "auroc")
-    image = ax.imshow(grid, origin="lower", aspect="auto", vmin=0.5 if chance else None,
-                      vmax=1 if chance else None, interpolation="nearest")  # fmt: skip
+    chance = {"score": 1 / len(fit.meta["labels"]), "auroc": 0.5}.get(measure)
+    image = ax.imshow(
+        grid,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        vmin=chance,
+        vmax=None if chance is None else 1.0,
+    )
     steps = range(0, grid.shape[1], max(1, grid.shape[1] // 16))
     ax.set_xticks(list(steps), [str(grid.columns[i]) for i in steps])
     steps = range(0, len(grid), max(1, len(grid) // 12))

@@ -111,7 +111,9 @@ class ProbeSweep:
         """
         import pandas as pd
 
-        mean, deviation = self.null.mean(dim=0), self.null.std(dim=0)
+        few = torch.full_like(self.score, float("nan"))
+        mean = self.null.mean(dim=0) if len(self.null) else few
+        deviation = self.null.std(dim=0) if len(self.null) > 1 else few
         columns: dict[str, Any] = {
             "site": self.site,
             "layer": self.layer.numpy(),

@@ -70,7 +70,8 @@ def transfer(
 
     Examples:
         >>> acts = interp.capture(model, texts, "resid_post.*", positions="last")
-        >>> tuned = interp.capture(interp.load("rl"), texts, "resid_post.*", positions="last")
+        >>> other = interp.load("rl", tokenizer=model.tokenizer)
+        >>> tuned = interp.capture(other, texts, "resid_post.*", positions="last")
         >>> moved = probes.transfer(acts, tuned, ["even", "odd"] * 20, splits=2)
         >>> moved.table(), moved.angles()
 

@@ -59,16 +59,18 @@ class ProbeTransfer:
 
         Means over halvings; `low` and `high` are the 2.5th and 97.5th percentiles of the cosine
         across halvings (spread, not a confidence interval, since halvings share examples).
-        `corrected` is cosine / sqrt(within_a within_b), NaN where a checkpoint does not agree
-        with itself; `angle` is its arc cosine in degrees.
+        `corrected` is cosine / sqrt(within_a within_b), NaN where a checkpoint does not reliably
+        agree with itself (the 2.5th percentile of its own cosine is not above 0): there is no
+        direction to compare. `angle` is its arc cosine in degrees.
         """
         import pandas as pd
 
         means = self.cosines.mean(dim=1)
         across, a, b = means.unbind(dim=1)
-        noise = torch.where((a > 0) & (b > 0), a * b, torch.nan).sqrt()
-        corrected = across / noise
         edges = torch.tensor([0.025, 0.975], dtype=self.cosines.dtype)
+        agrees = (self.cosines[..., 1:].quantile(edges[0], dim=1) > 0).all(dim=1)
+        noise = torch.where(agrees, a * b, torch.nan).sqrt()
+        corrected = across / noise
         low, high = self.cosines[..., 0].quantile(edges, dim=1)
         columns = {
             "cosine": across, "low": low, "high": high, "within_a": a, "within_b": b,

@@ -297,6 +297,7 @@ def test_record_comes_back_and_draws(tmp_path: Path) -> None:
         fit.plot(measure="scor")
     without = probes.sweep(acts, y, groups=groups, permutations=0, control_labels=0, **QUIET)
     assert without.p.isnan().all()
+    assert without.table()["score_z"].isna().all()
     assert without.control.isnan().all()
     torch.testing.assert_close(without.score, fit.score)
 

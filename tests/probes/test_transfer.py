@@ -83,6 +83,18 @@ def test_a_shifted_checkpoint_moves_the_threshold_and_not_the_direction() -> Non
     assert found.angles().iloc[0]["corrected"] == pytest.approx(1, abs=1e-6)
 
 
+def test_correction_is_spearman_s_and_needs_agreement_with_itself() -> None:
+    cosines = torch.tensor([[0.2, 0.8, 0.2]]).double().repeat(2, 4, 1)
+    cosines[1, 0, 2] = -0.3  # the second cell's b does not agree with itself in one halving
+    place: dict[str, Any] = {"site": ["z.0", "z.1"], "layer": torch.arange(2), "position": [0, 0]}
+    found = ProbeTransfer(**place, scores=torch.zeros(2, 4, 6).double(), cosines=cosines)
+    angles = found.angles()
+    assert angles.loc[0, "corrected"] == pytest.approx(0.2 / 0.4)
+    assert angles.loc[0, "angle"] == pytest.approx(60)
+    assert angles.loc[1, ["corrected", "angle"]].isna().all()
+    assert angles.loc[1, "within_b"] == pytest.approx((3 * 0.2 - 0.3) / 4)
+
+
 def test_record_comes_back_and_draws(tmp_path: Path) -> None:
     import matplotlib
 
