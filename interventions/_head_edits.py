@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,6 +59,7 @@ def find_head_edits(
     price: int | float = 0.05,
     schedule: str | Schedule = "constant",
     lr: int | float = 5e-3,
+    gate_lr: int | float | None = None,
     epochs: int = 20,
     batch_size: int = 8,
     warmup: int = 50,
@@ -85,6 +87,8 @@ def find_head_edits(
             them (their prices are divided by the number of heads once more, as there); or a
             function of the step that gives both prices.
         lr: of AdamW, rising over `warmup` steps, then falling as a cosine.
+        gate_lr: of the gates, where it is another. AdamW moves a number by about its rate a step,
+            and a gate closes at log alpha = -2.4: of the order of 5 / gate_lr steps from the start.
         epochs: over the examples, at most.
         batch_size: examples a step.
         warmup: steps; at most a tenth of all.
@@ -113,10 +117,12 @@ def find_head_edits(
     """
     handle = as_model(model)
     prices = _schedule(schedule, price, handle)
-    if epochs < 1 or patience < 1 or batch_size < 1 or not lr > 0:
+    if gate_lr is None:
+        gate_lr = lr
+    if epochs < 1 or patience < 1 or batch_size < 1 or not lr > 0 or not gate_lr > 0:
         raise InterpError(
-            f"epochs={epochs}, patience={patience}, batch_size={batch_size}, lr={lr}: expected at "
-            f"least 1, 1 and 1, and more than 0"
+            f"epochs={epochs}, patience={patience}, batch_size={batch_size}, lr={lr}, "
+            f"gate_lr={gate_lr}: expected at least 1, 1 and 1, and rates above 0"
         )
     train = encode(handle, examples, end=end)
     held_out = encode(handle, dev, end=end) if dev else []
@@ -127,7 +133,7 @@ def find_head_edits(
     stopped = None
     with torch.inference_mode(False), evaluating(handle.module), _frozen(handle.module):
         gated = _Gated.on(handle, drawn[0], spread, generator)
-        optimizer = torch.optim.AdamW(gated.parameters, lr=lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(gated.groups(lr, gate_lr), weight_decay=0.0)
         rising = min(warmup, max(1, len(drawn) // 10))
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer, partial(_cosine, rising=rising, steps=len(drawn))
@@ -162,6 +168,7 @@ def find_head_edits(
     meta = {
         "model": handle.name or type(handle.module).__name__, "price": price,
         "schedule": schedule if isinstance(schedule, str) else "given", "lr": lr,
+        "gate_lr": gate_lr,
         "batch_size": batch_size, "examples": len(examples), "dev": len(dev), "seed": seed,
         "best epoch": best_epoch, "stopped": stopped,
     }  # fmt: skip
@@ -214,6 +221,13 @@ class _Gated:
             made += [(2 * torch.rand(heads, generator=generator) - 1) * bound for _ in range(2)]
             layers[site] = _Layer(*(tensor.requires_grad_() for tensor in made))
         return _Gated(layers, model.anatomy.n_layers, generator)
+
+    def groups(self, lr: int | float, gate_lr: int | float) -> list[dict[str, Any]]:
+        """Vectors and gates, each with its rate."""
+        layers = self.layers.values()
+        vectors = [tensor for layer in layers for tensor in (layer.shift, layer.factor)]
+        switches = [tensor for layer in layers for tensor in (layer.additive, layer.multiplicative)]
+        return [{"params": vectors, "lr": lr}, {"params": switches, "lr": gate_lr}]
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -17,12 +17,14 @@ from studies import (
     _bake,
     _diff,
     _trace,
+    head_edits,
     pretend_to_forget,
     reasoning_paths,
     reasoning_vectors,
     semantic_pivots,
     sft_vs_rl_weights,
     shortcut_neurons,
+    tune_what_matters,
     where_it_forgets,
     who_forgets,
 )
@@ -30,23 +32,27 @@ from studies._bake import Bake
 from studies._diff import Diff
 from studies._run import Run
 from studies._trace import Trace
+from studies.head_edits import HeadEdits
 from studies.pretend_to_forget import PretendToForget
 from studies.reasoning_paths import ReasoningPaths
 from studies.reasoning_vectors import ReasoningVectors
 from studies.semantic_pivots import SemanticPivots
 from studies.sft_vs_rl_weights import SftVsRlWeights
 from studies.shortcut_neurons import ShortcutNeurons
+from studies.tune_what_matters import TuneWhatMatters
 from studies.where_it_forgets import WhereItForgets
 from studies.who_forgets import WhoForgets
 
 # A study is a frozen configuration and a function that answers it into a run folder.
 STUDIES: dict[str, tuple[type, Callable[[Any], Run]]] = {
+    head_edits.NAME: (HeadEdits, head_edits.run),
     pretend_to_forget.NAME: (PretendToForget, pretend_to_forget.run),
     reasoning_paths.NAME: (ReasoningPaths, reasoning_paths.run),
     reasoning_vectors.NAME: (ReasoningVectors, reasoning_vectors.run),
     semantic_pivots.NAME: (SemanticPivots, semantic_pivots.run),
     sft_vs_rl_weights.NAME: (SftVsRlWeights, sft_vs_rl_weights.run),
     shortcut_neurons.NAME: (ShortcutNeurons, shortcut_neurons.run),
+    tune_what_matters.NAME: (TuneWhatMatters, tune_what_matters.run),
     where_it_forgets.NAME: (WhereItForgets, where_it_forgets.run),
     who_forgets.NAME: (WhoForgets, who_forgets.run),
 }

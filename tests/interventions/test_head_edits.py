@@ -156,6 +156,16 @@ def test_planted_heads_are_found_and_the_others_closed():
     assert len(free.heads) == 12
 
 
+def test_gates_move_at_their_own_rate():
+    """AdamW moves a number by its rate a step: slow gates stay open, quick ones close."""
+    model = model_of()
+    options = {"epochs": 8, "batch_size": 6, "lr": 5e-3, "warmup": 1, "price": 5.0}
+    slow = iv.find_head_edits(model, PAIRS, **options)
+    quick = iv.find_head_edits(model, PAIRS, gate_lr=1.0, **options)
+    assert len(slow.heads) == 12 > len(quick.heads)
+    assert slow.edit == iv.find_head_edits(model, PAIRS, gate_lr=5e-3, **options).edit
+
+
 def test_dev_ends_training_and_chooses():
     model = model_of()
     found = iv.find_head_edits(
