@@ -40,7 +40,8 @@ def agrees(right: list[bool], score: dict) -> bool:
 
 def test_the_weights_folder_stays_small() -> None:
     files = [p for p in organisms.WEIGHTS.rglob("*") if p.is_file() and p.name != "state.pt"]
-    assert sum(p.stat().st_size for p in files) < 27e6
+    assert sum(p.stat().st_size for p in files) < 30e6  # what all organisms together may take
+    assert max(p.stat().st_size for p in files) < 4e6  # and one checkpoint
 
 
 @pytest.mark.parametrize("name", STORED_AS_CHANGES)
