@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DRAWS = 8  # random words of the pivot's language that are scored like the pivot
-# Shares have exact intervals; those of scores and probabilities are Student's over concepts, since
-# the exact one, which holds for any distribution on the range, is no use for 24 of them.
+# Of few concepts, shares have exact intervals, scores and probabilities Student's: the exact one
+# holds for any distribution on the range, and says next to nothing of a mean score of 24 concepts.
 SHARES = ("accuracy", "is_pivot", "is_pivot_null", "is_cooccurrence", "is_direct")
 WHO = ("target", "pivot", "source", "random target", "random pivot")
 

@@ -18,17 +18,17 @@ MOST = 0.5  # accuracy below which a model translates too little to ask how it d
 
 
 def headline(table: pd.DataFrame, quantities: Sequence[str] | None = None) -> pd.DataFrame:
-    """Quantities in rows, models and splits in columns, each as `mean [low, high]`."""
+    """Quantities and models in rows, splits in columns, each as `mean [low, high]`."""
     if quantities is not None:
         wanted = [x for q in quantities for x in (q, f"{q}_null", f"{q}_above_null")]
         table = table[table["quantity"].isin(wanted)]
     cells = table.assign(
-        at=[f"{row.model}, {SPLITS.get(row.split, row.split)}" for row in table.itertuples()],
+        at=[SPLITS.get(row.split, row.split) for row in table.itertuples()],
         cell=[_interval(row) for row in table.itertuples()],
     )
-    order, columns = dict.fromkeys(cells["quantity"]), dict.fromkeys(cells["at"])
-    wide = cells.pivot_table(index="quantity", columns="at", values="cell", aggfunc="first")
-    return wide.reindex(index=list(order), columns=list(columns)).reset_index()
+    keys = ["quantity", "model"]
+    wide = cells.pivot_table(index=keys, columns="at", values="cell", aggfunc="first", sort=False)
+    return wide.reset_index()
 
 
 def verdict_of(found: pd.DataFrame, effects: pd.DataFrame, models: Sequence[str]) -> list[str]:
@@ -47,6 +47,7 @@ def verdict_of(found: pd.DataFrame, effects: pd.DataFrame, models: Sequence[str]
         why = f"{model} translates too little, or there are fewer than {FEW} concepts."
         return [*lines, f"{UNTESTED}: how translations come about; {why}"]
     lines.append(_above(at, model, split, "pivot", "the pivot is likely before the target is"))
+    lines += _without_links(at, models)
     lines.append(_above(at, model, split, "association", "early layers favour words that co-occur"))
     return [*lines, *_used(effects, model, split)]
 
@@ -87,6 +88,20 @@ def _above(at: dict, model: str, split: str, name: str, claim: str) -> str:
     )
 
 
+def _without_links(at: dict, models: Sequence[str]) -> list[str]:
+    """Whether a pivot on the lens tells a model that translates from one that cannot."""
+    main = at.get((models[0], "held_out", "pivot"))
+    control = at.get((models[1], "held_out", "pivot")) if len(models) > 1 else None
+    if main is None or control is None or min(main.concepts, control.concepts) < FEW:
+        return []
+    said = at[models[1], "held_out", "accuracy"]
+    return [
+        f"{HELD if main.low > control.high else NOT}: the pivot is likelier where held-out pairs "
+        f"can be translated. Score {_interval(main)} in {models[0]}, {_interval(control)} in "
+        f"{models[1]}, which translates {_interval(said)} of them."
+    ]
+
+
 def _used(effects: pd.DataFrame, model: str, split: str) -> list[str]:
     claims = {
         "ablated": (-1, "the target loses when the pivot's direction is taken out"),
@@ -115,4 +130,4 @@ def _interval(row: object) -> str:
     mean, low, high = (getattr(row, name) for name in ("mean", "low", "high"))
     if mean != mean:
         return "–"
-    return f"{mean:.2f}" if low != low else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{mean:.3f}" if low != low else f"{mean:.3f} [{low:.3f}, {high:.3f}]"

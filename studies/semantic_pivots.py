@@ -239,8 +239,9 @@ def _sections(
             [
                 "A lens reads the pivot where its word's direction is; where languages share one "
                 "direction for a concept, it reads all of them there, and the pivot's probability "
-                "says that the concept is there, not that its Plain word is thought of. The "
-                "ablation takes out only what the pivot does not share with the target.",
+                "says that the concept is there, not that its Plain word is thought of. Compare it "
+                "for pairs that were taught outright, and in the control, which cannot translate. "
+                "The ablation takes out only what the pivot does not share with the target.",
                 "Words of several tokens are read by their first one, so words that begin alike "
                 "are one word here.",
                 "The raw lens favours frequent words in early layers; that is why unigram "

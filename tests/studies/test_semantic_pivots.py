@@ -153,12 +153,12 @@ def effects_of(pivot: float, half: float) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("control", "above", "pivot", "said"),
     [
-        (0.0, 0.2, -1.0, ["Held", "Held", "Could not be tested", "Held", "Did not hold"]),
+        (0.0, 0.2, -1.0, ["Held", "Held", "Held", "Could not be tested", "Held", "Did not hold"]),
         (
             0.9,
             -0.1,
             1.0,
-            ["Did not hold", "Did not hold", "Could not be tested", "Did not hold", "Held"],
+            [*["Did not hold"] * 3, "Could not be tested", "Did not hold", "Held"],
         ),
     ],
 )
@@ -170,9 +170,10 @@ def test_verdicts_follow_the_intervals(
     for name, value in (("pivot", 0.3), ("pivot_null", 0.1), ("pivot_above_null", above),
                         ("is_pivot", 0.6), ("is_pivot_null", 0.1)):  # fmt: skip
         numbers[("m", "held_out", name)] = (value, value - 0.05, value + 0.05)
+    numbers[("c", "held_out", "pivot")] = (control + 0.1, control, control + 0.2)
     lines = verdict_of(table_of(numbers), effects_of(pivot, 0.5), ["m", "c"])
     assert [line.split(":")[0] for line in lines] == said
-    assert all("held-out pairs" in line for line in lines[1:2] + lines[3:])
+    assert all("held-out pairs" in line for line in lines[1:3] + lines[4:])
 
 
 def test_no_verdict_on_how_where_nothing_is_translated() -> None:
