@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from interp._attribute_baseline import Baselines
 from interp._attribute_sweep import Score, gradients_at, values_at
-from interp._attribute_target import BoundTarget
+from interp._attribute_target import BoundTarget, precise
 from interp._batch import Batch
 from interp._errors import InterpError
 from interp._experts import ExpertPort
@@ -82,7 +82,7 @@ def record(
         ids = {s: p.expert_ids[:, 0].clone() for s, p in ports.items() if isinstance(p, ExpertPort)}
     if in_use(recording.anatomy.module):
         _require_same_as_whole(recording, run(model.module, padded.inputs).logits[:, -1])
-    activations = {site: _precise(seen[site]) for site in ports}
+    activations = {site: precise(seen[site]) for site in ports}
     score, tokens = target.score(recording.anatomy, rows, recording.logits[:, -1].float())
     prompt = torch.arange(len(rows), device=recording.streams[-1].device)
     return Recorded(
@@ -195,7 +195,3 @@ class OneByOne:
 
 def _value(of: Recorded, site: Site, variants: Tensor) -> Float[Tensor, "prompt row"]:
     return values_at(of.recording, of.ports, {site: variants}, of.score)[site]
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -84,7 +84,9 @@ class BoundTarget:
             InterpError: an answer compared with itself.
         """
         if self.function is not None:
-            return _of_function(anatomy, self.function), torch.full_like(rows, -1)
+            remedy = "use method='ablation'"
+            score = of_function(anatomy, self.function, "the target function", remedy)
+            return score, torch.full_like(rows, -1)
         rows = rows.to(logits.device)
         answer = logits.argmax(-1) if self.tokens is None else self.tokens.to(rows)[rows]
         if self.kind in ("prob", "logprob"):
@@ -140,7 +142,7 @@ def _first_tokens(model: Model, batch: Batch, answers: Answers | None) -> Tensor
 
 def _of_distribution(anatomy: Anatomy, answer: Tensor, kind: str) -> Score:
     def score(stream: Tensor, prompt: Tensor) -> Tensor:
-        logits = _precise(anatomy.unembed(stream))
+        logits = precise(anatomy.unembed(stream))
         token = answer.to(logits.device)[prompt.to(logits.device)]
         logprob = torch.as_tensor(_LogProb.apply(logits, token))
         return logprob.exp() if kind == "prob" else logprob
@@ -170,7 +172,7 @@ def _of_logits(anatomy: Anatomy, tokens: Int[Tensor, "prompt k"]) -> Score:
     """The first token's logit, less the second's: without the rest of the vocabulary."""
 
     def score(stream: Tensor, prompt: Tensor) -> Tensor:
-        logits = _precise(_some_logits(anatomy, stream, tokens[prompt.to(tokens.device)]))
+        logits = precise(_some_logits(anatomy, stream, tokens[prompt.to(tokens.device)]))
         return logits[:, 0] - logits[:, 1] if logits.shape[1] == 2 else logits[:, 0]
 
     return score
@@ -189,26 +191,35 @@ def _some_logits(anatomy: Anatomy, stream: Tensor, tokens: Int[Tensor, "row k"])
     return anatomy.scaled(logits if head.bias is None else logits + head.bias[tokens])
 
 
-def _of_function(anatomy: Anatomy, function: LogitFunction) -> Score:
+def of_function(anatomy: Anatomy, function: LogitFunction, called: str, remedy: str) -> Score:
+    """A function of the last logits as a score of the last stream.
+
+    Args:
+        anatomy: of the model.
+        function: [row vocab] to [row].
+        called: what messages call it.
+        remedy: what to do where it has no gradient.
+    """
+
     def score(stream: Tensor, _prompt: Tensor) -> Tensor:
-        logits = _precise(anatomy.unembed(stream))
+        logits = precise(anatomy.unembed(stream))
         value = function(logits)
         if not isinstance(value, Tensor) or value.shape != logits.shape[:1]:
             given = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InterpError(
-                f"the target function returned {given} for logits {list(logits.shape)}; expected "
-                f"one number a row, shape {list(logits.shape[:1])}"
+                f"{called} returned {given} for logits {list(logits.shape)}; expected one number a "
+                f"row, shape {list(logits.shape[:1])}"
             )
         if logits.requires_grad and not value.requires_grad:
             raise InterpError(
-                "the target function's result has no gradient in the logits; compute it with "
-                "differentiable torch operations (no argmax, item or detach), or use "
-                "method='ablation'"
+                f"{called}'s result has no gradient in the logits; compute it with differentiable "
+                f"torch operations (no argmax, item or detach), or {remedy}"
             )
-        return value
+        return value if value.is_floating_point() else value.float()
 
     return score
 
 
-def _precise(logits: Tensor) -> Tensor:
+def precise(logits: Tensor) -> Tensor:
+    """Logits in float32, or as they are in float64."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -12,7 +12,7 @@ from torch import Tensor
 from interp._anatomy import Anatomy
 from interp._answers import Answers, answer_tokens, per_prompt
 from interp._attribute_sweep import Score
-from interp._attribute_target import BoundTarget, LogitFunction, Target, bind
+from interp._attribute_target import BoundTarget, LogitFunction, Target, bind, of_function, precise
 from interp._batch import Batch
 from interp._errors import InterpError
 from interp._model import Model
@@ -89,7 +89,9 @@ class BoundMetric:
                 _of_likeliest(anatomy, tokens) if self.name == "accuracy" else _kl(anatomy, clean)
             )
         if self.target.function is not None:
-            return _of_function(anatomy, self.target.function)
+            return of_function(
+                anatomy, self.target.function, "the metric", "patch with method='exact'"
+            )
         answer = clean.argmax(-1).cpu()
         answer = answer if self.target.tokens is None else self.target.tokens[rows.cpu()]
         versus = None if self.target.versus is None else self.target.versus[rows.cpu()]
@@ -158,35 +160,11 @@ def _of_likeliest(anatomy: Anatomy, tokens: Int[Tensor, " prompt"]) -> Score:
 
 def _kl(anatomy: Anatomy, clean: Float[Tensor, "prompt vocab"]) -> Score:
     """KL(clean || row) in nats."""
-    expected = _precise(clean).log_softmax(-1)
+    expected = precise(clean).log_softmax(-1)
 
     def score(stream: Tensor, prompt: Tensor) -> Tensor:
-        found = _precise(anatomy.unembed(stream)).log_softmax(-1)
+        found = precise(anatomy.unembed(stream)).log_softmax(-1)
         of = expected.to(found.device)[prompt.to(found.device)]
         return (of.exp() * (of - found)).sum(-1).clamp(min=0)
 
     return score
-
-
-def _of_function(anatomy: Anatomy, function: LogitFunction) -> Score:
-    def score(stream: Tensor, _prompt: Tensor) -> Tensor:
-        logits = _precise(anatomy.unembed(stream))
-        value = function(logits)
-        if not isinstance(value, Tensor) or value.shape != logits.shape[:1]:
-            given = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise InterpError(
-                f"the metric returned {given} for last logits {list(logits.shape)}; expected one "
-                f"number a row, shape {list(logits.shape[:1])}"
-            )
-        if logits.requires_grad and not value.requires_grad:
-            raise InterpError(
-                "the metric's result has no gradient in the logits; compute it with differentiable "
-                "torch operations (no argmax, item or detach), or patch with method='exact'"
-            )
-        return value if value.is_floating_point() else value.float()
-
-    return score
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -127,8 +127,8 @@ def test_pairs_that_do_not_fit_are_refused_with_the_positions(ids) -> None:
     ("options", "message"),
     [
         ({"metric": "probs"}, "metric 'probs': expected one of 'logit_difference', "),
-        ({"metric": lambda x: x.sum()}, r"the metric returned \[\] for last logits \[\d+, 97\]"),
-        ({"metric": lambda x: 3.0}, "the metric returned float for last logits"),
+        ({"metric": lambda x: x.sum()}, r"the metric returned \[\] for logits \[\d+, 97\]"),
+        ({"metric": lambda x: 3.0}, "the metric returned float for logits"),
         (
             {"metric": lambda x: x[:, 0] / 0},
             "metric of the clean run of prompt 0 is (-?inf|nan)",
