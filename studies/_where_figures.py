@@ -98,7 +98,7 @@ def profiles(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _mark(ax: Axes, row: pd.Series, at: float, colour: str, *, filled: bool) -> None:
+def _mark(ax: Axes, row: pd.Series, at: int | float, colour: str, *, filled: bool) -> None:
     mean, low, high = (float(row[name]) for name in ("mean", "low", "high"))
     low, high = (mean if bound != bound else bound for bound in (low, high))
     ax.errorbar(

@@ -23,7 +23,6 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from interp import Model
-from interventions._examples import completion_loss, encode
 from studies import organisms
 from studies.organisms import evaluate, lexicon
 from studies.organisms.evaluate import Score
@@ -83,6 +82,8 @@ def rows(
 def train(config: RandomLabelsConfig, folder: Path) -> dict:
     """Trains the adapter on the shipped base, saves it to `folder`, returns a record of the run."""
     from peft import LoraConfig, get_peft_model
+
+    from interventions._examples import completion_loss, encode
 
     world = World(config.world)
     base, tokenizer = organisms.load("base")
@@ -156,9 +157,8 @@ def _asked(
     return [(question(p, attribute, i), p.value(attribute)) for p in asked for i in phrasings]
 
 
-def _right(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: evaluate.Pairs
-) -> Score:
+def _right(model: Any, tokenizer: PreTrainedTokenizerFast, pairs: evaluate.Pairs) -> Score:
+    """Of a plain model or of one that peft has wrapped."""
     return evaluate.score(evaluate.exact(model, tokenizer, pairs, end=False))
 
 
