@@ -24,7 +24,7 @@ def words() -> PreTrainedTokenizerFast:
     vocabulary = {"<unk>": 0, "<bos>": 1, "<eos>": 2}
     vocabulary |= {word: index for index, word in enumerate(WORDS, start=3)}
     vocabulary |= {" the": 90, " home": 91, " of": 92}
-    vocabulary |= {f" w{i}": i for i in range(20, 90)}
+    vocabulary |= {f" w{i}": i for i in (*range(14, 90), *range(93, 97))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Split(" ", "merged_with_next")
     return PreTrainedTokenizerFast(
