@@ -23,9 +23,10 @@ from probes._probe_checks import (
     checked_penalties,
     checked_rank,
 )
-from probes._probe_fit import Fitted, Labels, Method, fit_without
 from probes._probe_fit import fit_once as fit_closed_once
+from probes._probe_fit import fit_without
 from probes._probe_folds import inner_folds
+from probes._probe_labels import Fitted, Labels, Method
 from probes._probe_logistic import fit_logistic, fit_logistic_once
 from probes._ridge import Design
 

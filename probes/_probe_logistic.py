@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from probes._probe_fit import Fitted, Labels, Method
+from probes._probe_labels import Fitted, Labels, Method
 from probes._ridge import Base, Design
 
 

@@ -15,15 +15,14 @@ from probes._calibration import brier, expected_calibration_error
 from probes._probe_cells import Cell, Positions, cells, n_examples
 from probes._probe_checks import check_varies
 from probes._probe_folds import units_by_class
-from probes._probe_null import control_task, one_label_a_group, shuffled
+from probes._probe_null import one_label_a_group, shuffled
 from probes._probe_scores import auroc, draws, interval, weighted_balanced_accuracy
+from probes._sweep_control import Controls, selectivity
 from probes._sweep_plan import HeldOut, Plan, held_out, plan_of
 from probes._sweep_record import MEASURES, ProbeSweep
 
 if TYPE_CHECKING:
     from probes._linear_probe import LinearProbe
-
-Task = tuple[np.ndarray, np.ndarray | None]
 
 
 def sweep(
@@ -102,7 +101,7 @@ def sweep(
         permutations = 0 if plan.method.kind == "logistic" else 200
     null = shuffled(plan.codes, plan.groups, plan.folds, permutations, seed)
     labellings = np.concatenate([plan.codes[:, None], null], axis=1)
-    controls = _Controls(plan, types, control_labels, folds, seed)
+    controls = Controls(plan, types, control_labels, folds, seed)
     weights = draws(plan.units, bootstrap, seed)
     others = None if control_acts is None else cells(control_acts, positions)
     rows: list[dict[str, Any]] = []
@@ -125,7 +124,7 @@ def sweep(
             predicted = found.predicted[:, mine.shape[1] :]
             if spread is not None:
                 predicted = held_out(cell, plan, codes, spread).predicted
-            row |= _selectivity(found, predicted, codes, cell, plan, weights[:, cell.rows])
+            row |= selectivity(found, predicted, codes, cell, plan, weights[:, cell.rows])
         if other is not None:
             beside = held_out(other, plan, mine[:, :1])
             row |= _scores(beside, other, plan, weights[:, cell.rows], suffix="random_init")
@@ -177,42 +176,6 @@ def _unfit(cell: Cell, plan: Plan, folds: int) -> InterpError | None:
     return None
 
 
-class _Controls:
-    """Control labels of each cell, drawn once for cells with the same types."""
-
-    def __init__(
-        self, plan: Plan, types: Iterable[Any] | str | None, n: int, folds: int, seed: int
-    ) -> None:
-        self.plan, self.n, self.folds, self.seed = plan, n, folds, seed
-        self.by_token = isinstance(types, str) and types == "token"
-        if isinstance(types, str) and not self.by_token:
-            raise InterpError(f"types={types!r}: expected 'token' or one type an example")
-        self.types = plan.units
-        if types is not None and not self.by_token:
-            named = [str(one) for one in (types.tolist() if hasattr(types, "tolist") else types)]
-            if len(named) != len(plan.codes):
-                raise InterpError(
-                    f"{len(named)} types for {len(plan.codes)} examples; give one type an example"
-                )
-            self.types = np.unique(named, return_inverse=True)[1]
-
-    def of(self, cell: Cell) -> Task | None:
-        """Labels [row labelling], and folds unless the plan's serve."""
-        if self.n == 0:
-            return None
-        if self.by_token and cell.tokens is None:
-            raise InterpError(
-                f"types='token', but {cell.name} has no tokens; pass what `interp.capture` "
-                f"returns, at single positions, or one type an example"
-            )
-        types = cell.tokens if self.by_token else self.types[cell.rows]
-        assert types is not None
-        found = control_task(self.plan.codes[cell.rows], types, self.folds, self.n, self.seed)
-        # Each type once: nothing to spread over folds, so the probe's own folds serve.
-        alone = len(np.unique(types)) == len(types) == len(np.unique(self.plan.units[cell.rows]))
-        return None if found is None else (found[0], None if alone else found[1])
-
-
 def _scores(
     found: HeldOut, cell: Cell, plan: Plan, weights: np.ndarray, suffix: str = ""
 ) -> dict[str, float]:
@@ -235,39 +198,6 @@ def _scores(
         "ece": expected_calibration_error(found.probabilities, codes),
         "brier": brier(found.probabilities, codes),
         **{"penalty": found.penalty, "n": float(len(codes)), "groups": float(n_groups)},
-    }
-
-
-def _selectivity(
-    found: HeldOut,
-    predicted: np.ndarray,
-    codes: np.ndarray,
-    cell: Cell,
-    plan: Plan,
-    weights: np.ndarray,
-) -> dict[str, float]:
-    """Score on control labels, and what the true one has beyond it."""
-    once = np.ones((1, len(codes)))
-    true = plan.codes[cell.rows]
-
-    def beyond(weighted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        control = np.mean(
-            [
-                weighted_balanced_accuracy(predicted[:, i] == codes[:, i], codes[:, i], weighted)
-                for i in range(codes.shape[1])
-            ],
-            axis=0,
-        )
-        return control, weighted_balanced_accuracy(found.correct, true, weighted) - control
-
-    control, gap = (float(value[0]) for value in beyond(once))
-    groups = units_by_class(true, plan.units[cell.rows])
-    low = high = float("nan")
-    if groups.min() >= 30:  # with fewer, percentiles of a difference promise too much
-        low, high = np.nanpercentile(beyond(weights)[1], [2.5, 97.5])
-    return {
-        **{"control": control, "selectivity": gap},
-        **{"selectivity_low": float(low), "selectivity_high": float(high)},
     }
 
 

@@ -12,8 +12,8 @@ from interp import InterpError
 from probes._calibration import softmax, temperature, two_sided
 from probes._probe_cells import Cell
 from probes._probe_checks import check_classes, check_finite
-from probes._probe_fit import Labels, Method, balanced_accuracy
 from probes._probe_folds import group_codes, outer_folds
+from probes._probe_labels import Labels, Method, balanced_accuracy
 from probes._ridge import Design
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from interp import Activations, InterpError
 from probes._probe_cells import Cell, Positions, cells, n_examples
 from probes._probe_checks import check_finite
-from probes._probe_fit import Fitted, Labels, Method
 from probes._probe_folds import stratified, units_by_class
+from probes._probe_labels import Fitted, Labels, Method
 from probes._probe_scores import auroc, draws, interval, weighted_balanced_accuracy
 from probes._ridge import Design
 from probes._sweep_plan import Plan, plan_of

@@ -242,6 +242,8 @@ def test_scikit_learn_s_own_checks(kind: Any) -> None:
         warnings.simplefilter("ignore")
         results = check_estimator(LinearProbe(kind), on_fail=None)
     failed = {r["check_name"]: str(r["exception"]) for r in results if r["status"] == "failed"}
+    # It sets each argument to anything, which annotations checked at run time, as here, refuse.
+    failed.pop("check_do_not_raise_errors_in_init_or_set_params", None)
     assert not failed
     assert sum(r["status"] == "passed" for r in results) > 40
 

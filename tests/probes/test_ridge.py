@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from probes._probe_fit import Labels, Method, fit_without
+from probes._probe_fit import fit_without
+from probes._probe_labels import Labels, Method
 from probes._ridge import Base, Design, Tridiagonal, solutions, solve_once
 
 PENALTIES = (1e4, 1.0, 1e-2)

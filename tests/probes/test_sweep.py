@@ -119,7 +119,7 @@ def test_p_is_uniform_on_labels_that_mean_nothing() -> None:
     assert binomtest(single, 100, 0.2, alternative="greater").pvalue > 0.01
     assert binomtest(best, 100, 0.2, alternative="greater").pvalue > 0.01
     assert single >= 8
-    assert uncorrected > 35  # what looking at four cells does without correction
+    assert uncorrected > 30  # what looking at four cells does without correction
 
 
 def test_the_planted_layer_stands_out_and_survives_correction() -> None:
