@@ -24,6 +24,7 @@ from studies import (
     semantic_pivots,
     sft_vs_rl_weights,
     shortcut_neurons,
+    superficial_edits,
     tune_what_matters,
     where_it_forgets,
     who_forgets,
@@ -39,6 +40,7 @@ from studies.reasoning_vectors import ReasoningVectors
 from studies.semantic_pivots import SemanticPivots
 from studies.sft_vs_rl_weights import SftVsRlWeights
 from studies.shortcut_neurons import ShortcutNeurons
+from studies.superficial_edits import SuperficialEdits
 from studies.tune_what_matters import TuneWhatMatters
 from studies.where_it_forgets import WhereItForgets
 from studies.who_forgets import WhoForgets
@@ -52,6 +54,7 @@ STUDIES: dict[str, tuple[type, Callable[[Any], Run]]] = {
     semantic_pivots.NAME: (SemanticPivots, semantic_pivots.run),
     sft_vs_rl_weights.NAME: (SftVsRlWeights, sft_vs_rl_weights.run),
     shortcut_neurons.NAME: (ShortcutNeurons, shortcut_neurons.run),
+    superficial_edits.NAME: (SuperficialEdits, superficial_edits.run),
     tune_what_matters.NAME: (TuneWhatMatters, tune_what_matters.run),
     where_it_forgets.NAME: (WhereItForgets, where_it_forgets.run),
     who_forgets.NAME: (WhoForgets, who_forgets.run),
