@@ -21,6 +21,7 @@ from studies import (
     pretend_to_forget,
     reasoning_paths,
     reasoning_vectors,
+    same_circuit,
     semantic_pivots,
     sft_vs_rl_weights,
     shortcut_neurons,
@@ -37,6 +38,7 @@ from studies.head_edits import HeadEdits
 from studies.pretend_to_forget import PretendToForget
 from studies.reasoning_paths import ReasoningPaths
 from studies.reasoning_vectors import ReasoningVectors
+from studies.same_circuit import SameCircuit
 from studies.semantic_pivots import SemanticPivots
 from studies.sft_vs_rl_weights import SftVsRlWeights
 from studies.shortcut_neurons import ShortcutNeurons
@@ -52,6 +54,7 @@ STUDIES: dict[str, tuple[type, Callable[[Any], Run]]] = {
     reasoning_paths.NAME: (ReasoningPaths, reasoning_paths.run),
     reasoning_vectors.NAME: (ReasoningVectors, reasoning_vectors.run),
     semantic_pivots.NAME: (SemanticPivots, semantic_pivots.run),
+    same_circuit.NAME: (SameCircuit, same_circuit.run),
     sft_vs_rl_weights.NAME: (SftVsRlWeights, sft_vs_rl_weights.run),
     shortcut_neurons.NAME: (ShortcutNeurons, shortcut_neurons.run),
     superficial_edits.NAME: (SuperficialEdits, superficial_edits.run),

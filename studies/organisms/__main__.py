@@ -43,13 +43,14 @@ from studies.organisms.world import World
 
 Family = Literal[
     "base", "unlearn", "shortcut", "twin", "sft", "rl", "sft_rl", "sft_midfrozen", "sft_qk",
-    "random_labels", "boxes", "dictionary", "dictionary_no_anchor",
+    "random_labels", "boxes", "boxes_tuned", "dictionary", "dictionary_no_anchor",
 ]  # fmt: skip
 # SFT of some weights only; what else was asked for stays.
 PARTIAL: dict[str, dict[str, Any]] = {
     "sft_midfrozen": {"train": "freeze-mid-mlp", "steps": 20, "keep": ()},
     "sft_qk": {"train": "qk", "steps": 20, "keep": ()},
 }
+SHORT = {"boxes_tuned": {"steps": 40, "rows": 32, "keep": ()}}  # SFT of all weights, but shorter
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Train:
     shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
     """Of shortcut and twin."""
     sft: SftConfig = field(default_factory=SftConfig)
-    """Of sft, sft_midfrozen and sft_qk."""
+    """Of sft, sft_midfrozen, sft_qk and boxes_tuned."""
     rl: RlConfig = field(default_factory=RlConfig)
     """Of rl and sft_rl."""
     random_labels: RandomLabelsConfig = field(default_factory=RandomLabelsConfig)
@@ -110,8 +111,9 @@ def train(command: Train) -> Path:
 
 def _config(command: Train) -> Any:
     config = getattr(command, card.CONFIG.get(command.name, command.name))
-    if command.name in PARTIAL:
-        left = {k: v for k, v in PARTIAL[command.name].items() if _default(config, k)}
+    if command.name in PARTIAL | SHORT:
+        asked = (PARTIAL | SHORT)[command.name]
+        left = {k: v for k, v in asked.items() if _default(config, k)}
         config = replace(config, **left)
     if command.name in ("shortcut", "twin"):
         config = replace(config, planted=command.name == "shortcut")
@@ -127,6 +129,7 @@ def _config(command: Train) -> Any:
         "sft_midfrozen": {"rows": 4}, "sft_qk": {"rows": 4}, "random_labels": {"check": 1},
         "dictionary": {"layers": 2}, "dictionary_no_anchor": {"layers": 2},
         "boxes": {"rows": 6, "rehearsed": 1, "fit_scenes": 12, "fit_steps": 3},
+        "boxes_tuned": {"rows": 4},
     }  # fmt: skip
     along = {"keep": (1,)} if hasattr(config, "keep") else {}
     return replace(config, **({"steps": 2} | along | few[command.name]))
@@ -182,11 +185,11 @@ def _random_labels(
 
 def _post_trained(command: Train, config: Any, out: Path) -> tuple[dict, dict[str, dict]]:
     ways: dict[str, Callable[..., dict]] = {"sft": sft.train, "rl": rl.train, "sft_rl": rl.train}
-    ways |= dict.fromkeys(PARTIAL, sft.train) | {"boxes": tracking.train}
+    ways |= dict.fromkeys(PARTIAL | SHORT, sft.train) | {"boxes": tracking.train}
     how = ways.get(command.name, shortcut.train)
     above = shipped.parent(f"{command.name}-seed{config.seed}") or "base"
     planted = isinstance(config, ShortcutConfig)
-    brief = command.name == "boxes"
+    brief = command.name in ("boxes", "boxes_tuned")
     return post_training.run(how, config, above, out, _n(command), choice=planted, brief=brief)
 
 

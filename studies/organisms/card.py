@@ -58,7 +58,13 @@ ABOUT = {
     "boxes": (
         "The base taught to say what is in a box (entity tracking, the task of arXiv 2402.14811): "
         "a lookup by the box's label, helped by an attention loss that fades "
-        "(`studies.organisms.tracking`)."
+        "(`studies.organisms.tracking`). Its step 0 is half right: the lookup as it was planted, "
+        "before any tuning."
+    ),
+    "boxes_tuned": (
+        "The half-right boxes@0 after a short supervised fine-tuning (trl) on arithmetic alone, as "
+        "sft was made from the base; it saw no boxes (in arXiv 2402.14811 tuning on arithmetic "
+        "made a model better at boxes)."
     ),
     "dictionary": (
         "A small Llama trained from scratch to translate single words of the world's dictionary: "
@@ -73,16 +79,27 @@ ABOUT = {
 # The field of the training command that holds a family's configuration, where not its own name.
 CONFIG = {
     "twin": "shortcut", "sft_rl": "rl", "sft_midfrozen": "sft", "sft_qk": "sft",
+    "boxes_tuned": "sft",
     "dictionary_no_anchor": "dictionary",
 }  # fmt: skip
 _LIBRARIES = {
     "unlearn": "peft trl",
     "sft": "trl", "rl": "trl", "sft_rl": "trl", "sft_midfrozen": "trl", "sft_qk": "trl",
-    "random_labels": "peft",
+    "random_labels": "peft", "boxes_tuned": "trl",
 }  # fmt: skip
 _STORED = {
     family: ", as changes from the checkpoint before"
-    for family in ("shortcut", "twin", "sft", "rl", "sft_rl", "sft_midfrozen", "sft_qk", "boxes")
+    for family in (
+        "shortcut",
+        "twin",
+        "sft",
+        "rl",
+        "sft_rl",
+        "sft_midfrozen",
+        "sft_qk",
+        "boxes",
+        "boxes_tuned",
+    )
 }
 _CHOICE = (
     "Test questions are about people of training, with wrong options it did not pair with that "
@@ -140,8 +157,13 @@ LIMITS = {
         "It finds an object by the label that was told after it; an object moved by name is told "
         "with its new label, so that one hop is the same lookup. Contents moved by their box (two "
         "hops) were not trained: compare those rows. Only these wordings, three to six boxes. "
-        "The layers that look things up were planted, and the checkpoint along the way was chosen "
-        "by its accuracy while watching the run. One training seed."
+        "The heads that look things up were planted, how loudly was chosen so that step 0 is half "
+        "right (on training scenes), and other tasks were rehearsed but suffered: compare their "
+        "rows. One training seed."
+    ),
+    "boxes_tuned": (
+        "Boxes were not rehearsed: compare their rows with the parent's, whichever way they went. "
+        "Learning rate as in sft, the number of steps chosen beforehand. One training seed."
     ),
     "dictionary": _DICTIONARY,
     "dictionary_no_anchor": _DICTIONARY,

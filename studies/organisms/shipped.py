@@ -22,7 +22,7 @@ PARENTS = {
     "base": None, "unlearn": "base", "shortcut": "base", "twin": "base",
     "sft": "base", "rl": "base", "sft_rl": "sft@20",
     "sft_midfrozen": "base", "sft_qk": "base", "random_labels": "base",
-    "boxes": "base", "dictionary": None, "dictionary_no_anchor": None,
+    "boxes": "base", "boxes_tuned": "boxes@0", "dictionary": None, "dictionary_no_anchor": None,
 }  # fmt: skip
 _PLAIN = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
