@@ -108,7 +108,8 @@ def forgetting(
     wanted = torch.stack([tokens[: len(judged)], tokens[: len(judged)][other]], dim=1)
     rank, prob = {}, {}
     everything = prompts + [fact.prompt for fact in extra] * (probe is not None)
-    steps = 2 * len(everything) + 3 * len(prompts)
+    twins = 1 if probe is not None and random_model else 0
+    steps = (2 + twins) * len(everything) + 3 * len(prompts)
     with tqdm(total=steps, desc="forgetting", unit="prompt", disable=not progress) as bar:
         for name, model in (("base", before), ("tuned", after)):
             rank[f"{name}_lens"], prob[f"{name}_lens"] = _lens(model, prompts, wanted, batch_size)

@@ -134,9 +134,11 @@ class Forgetting:
     def select(self, rows: Sequence[int]) -> Forgetting:
         """The same readings of some of the facts, by index; gates and intervals are then theirs.
 
-        Examples:
-            >>> cities = [i for i, fact in enumerate(lost.facts) if fact.attribute == "city"]
-            >>> lost.select(cities).shares()
+        Args:
+            rows: which facts, such as those of one attribute.
+
+        Raises:
+            InterpError: none.
         """
         if len(rows) == 0:
             raise InterpError("no facts selected; give the index of one at least")

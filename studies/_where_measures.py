@@ -164,8 +164,8 @@ def _sentence(row: object, shares: pd.DataFrame) -> str:
         return f"{text}, none is lost."
     lost = whole.loc[("hidden late", "lost")]
     if lost["entities"] < ENOUGH:
-        few = f"{int(lost['facts'])} facts about {int(lost['entities'])} entities are lost"
-        return f"{text}; {few}, too few to say where ({ENOUGH} entities are needed)."
+        few = f"{int(lost['facts'])} lost, of {int(lost['entities'])} of the entities"
+        return f"{text}; {few}: too few to say where ({ENOUGH} entities are needed)."
     within = here[here["evidence"] == WITHIN].set_index(["verdict", "of"])
     parts = [
         f"{word} {shown(whole.loc[(word, 'lost')])} (decoys {shown(whole.loc[(word, 'decoys')])})"

@@ -119,7 +119,7 @@ def train(config: RandomLabelsConfig, folder: Path) -> dict:
         tokens += sum(len(one.prompt) + len(one.completion) for one in some)
         step += 1
         if step % config.check == 0 or step == config.steps:
-            right = _right(model.eval(), tokenizer, pairs)
+            right = _right(model.get_base_model().eval(), tokenizer, pairs)  # adapter inside
             at_chance = at_chance + 1 if right.low <= chance else 0
             mean = round(sum(losses) / len(losses), 4)
             history.append({"step": step, "loss": mean, "train people right": right.value})
@@ -157,8 +157,9 @@ def _asked(
     return [(question(p, attribute, i), p.value(attribute)) for p in asked for i in phrasings]
 
 
-def _right(model: Any, tokenizer: PreTrainedTokenizerFast, pairs: evaluate.Pairs) -> Score:
-    """Of a plain model or of one that peft has wrapped."""
+def _right(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: evaluate.Pairs
+) -> Score:
     return evaluate.score(evaluate.exact(model, tokenizer, pairs, end=False))
 
 

@@ -279,6 +279,19 @@ def test_facts_to_train_on_replace_the_folds_and_rare_answers_cannot_be_told() -
     assert (rank[2:, 1, 0] == 1).all()
 
 
+def test_streams_that_are_all_the_same_cannot_be_told_apart() -> None:
+    """The embedding, where all prompts end with one token."""
+    some, labels = people(20, 2)
+    written = streams(labels)
+    written[:, 0] = written[0, 0]
+    wanted = torch.stack([labels, 1 - labels], dim=1)
+    rank, prob = probed(
+        {"base": written, "tuned": written}, some, [], labels, wanted, probes.LinearProbe(), 5, 0
+    )["tuned_probe"]
+    assert not rank[:, 0].any() and prob[:, 0].isnan().all()
+    assert (rank[:, 1] > 0).all() and prob[:, 1].isfinite().all()
+
+
 def test_the_untrained_twin_has_the_shape_and_not_the_weights(base: Model) -> None:
     twin, again = random_twin(base, 1), random_twin(base, 1)
     ours, theirs = base.module.state_dict(), twin.module.state_dict()

@@ -91,7 +91,7 @@ def test_the_verdict_says_what_was_lost_and_what_cannot_be_told(records: measure
     lines = measures.verdict(
         measures.behaviour(few, 0), measures.shares(few, 0), measures.survival(few, 0)
     )
-    assert any("3 facts about 3 entities are lost, too few to say where" in line for line in lines)
+    assert any("3 lost, of 3 of the entities: too few to say where" in line for line in lines)
 
 
 def test_organisms_are_asked_about_other_people_than_probes_are_trained_on() -> None:
