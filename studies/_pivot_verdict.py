@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 HELD, NOT, UNTESTED = "Held", "Did not hold", "Could not be tested"
 FEW = 5  # concepts; no verdict from fewer
 SPLITS = {"trained": "taught pairs", "held_out": "held-out pairs"}
-SMALLEST = 0.05  # nats; a smaller change of a log-prob is no use of the pivot
+SMALLEST = 0.05  # of a score, a share or a log-prob in nats; a smaller difference is no effect
 MOST = 0.5  # accuracy below which a model translates too little to ask how it does
 
 
@@ -61,10 +61,10 @@ def _generalises(at: dict, models: Sequence[str]) -> str:
     said = f"accuracy {_interval(main)}"
     if control is None:
         null = at[models[0], "held_out", "probability_above_null"]
-        return (
-            f"{UNTESTED}: {claim}; {said}, P(target) above another's by {_interval(null)}, but "
-            f"there is no model without the links to compare with."
-        )
+        said += f", P(target) above another's by {_interval(null)}"
+        if null.low <= SMALLEST:
+            return f"{NOT}: {claim}; {said}."
+        return f"{UNTESTED}: {claim}; {said}, but there is no model without the links beside it."
     word = HELD if main.low > control.high else NOT
     return (
         f"{word}: {claim}. Held-out {said} in {models[0]}, {_interval(control)} without the links "
@@ -77,14 +77,14 @@ def _above(at: dict, model: str, split: str, name: str, claim: str) -> str:
     above = at.get((model, split, f"{name}_above_null"))
     if score is None or null is None or above is None or above.concepts < FEW:
         return f"{UNTESTED}: {claim}; no score (no layer before the target, or no corpus)."
-    word = HELD if above.low > 0 else NOT
+    word = HELD if above.low > SMALLEST else NOT
     more = ""
     if name == "pivot":
         share, chance = at[model, split, "is_pivot"], at[model, split, "is_pivot_null"]
         more = f"; labelled so: {_interval(share)} of pairs, {_interval(chance)} of random words"
     return (
         f"{word}: {claim} ({SPLITS[split]}). Score {_interval(score)}, null {_interval(null)}, "
-        f"difference {_interval(above)}{more}."
+        f"difference {_interval(above)}, {SMALLEST} required{more}."
     )
 
 

@@ -182,6 +182,14 @@ def test_no_verdict_on_how_where_nothing_is_translated() -> None:
     assert len(lines) == 2 and all(line.startswith("Could not be tested") for line in lines)
 
 
+@pytest.mark.parametrize(("above", "said"), [(0.9, "Could not be tested"), (0.0, "Did not hold")])
+def test_without_a_control_generalisation_can_only_fail(above: float, said: str) -> None:
+    numbers = {("m", "held_out", "accuracy"): (above, above - 0.1, above + 0.1)}
+    numbers[("m", "held_out", "probability_above_null")] = (above, above - 0.1, above + 0.1)
+    line = verdict_of(table_of(numbers), effects_of(0.0, 1.0), ["m"])[0]
+    assert line.startswith(said) and "never taught" in line
+
+
 def test_the_organism_s_pairs_are_those_that_were_held_out() -> None:
     pairs = organism_pairs()
     assert len(pairs) == 160 and len({pair.group for pair in pairs}) == 80
