@@ -226,7 +226,7 @@ def _verdict(
     """A line a claim: held, did not hold, or could not be tested."""
     at = activations.set_index("what")
     gap = not bool(at["share"].isna().all())
-    better = gap and at.loc["tuned", "accuracy"] > at.loc["base", "accuracy"]
+    better = gap and bool(at.loc["tuned", "accuracy"] > at.loc["base", "accuracy"])
     lines = [
         f"The base answers {_span(at.loc['base'])}, the tuned model {_span(at.loc['tuned'])}: "
         + ("tuning improved the task." if better else "tuning made it worse." if gap
