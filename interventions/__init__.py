@@ -26,9 +26,13 @@ from interventions._reset import reset
 from interventions._rewrite import Rewrite
 from interventions._rome import rome
 from interventions._sae import SAE
+from interventions._sae_card import SAECard
+from interventions._sae_features import ablate_features, clamp_features, scale_features
 from interventions._sae_files import load_sae
+from interventions._sae_measure import sae_card
 from interventions._sae_plan import SAEPlan
 from interventions._sae_train import train_sae, train_saes
+from interventions._sae_tune import tune_with_sae
 from interventions._steer import steer
 from interventions._task_vector import task_vector
 from interventions._transplant import transplant
@@ -47,12 +51,15 @@ __all__ = [
     "KeyCovariance",
     "Question",
     "Rewrite",
+    "SAECard",
     "SAEPlan",
     "ValueSearch",
     "WeightMask",
     "ablate",
+    "ablate_features",
     "add_to_heads",
     "answered_rightly",
+    "clamp_features",
     "find_detrimental_neurons",
     "find_head_edits",
     "key_covariance",
@@ -73,11 +80,14 @@ __all__ = [
     "reset",
     "rome",
     "sae",
+    "sae_card",
+    "scale_features",
     "scale_heads",
     "steer",
     "task_vector",
     "train_sae",
     "train_saes",
     "transplant",
+    "tune_with_sae",
     "weights",
 ]

@@ -132,7 +132,8 @@ class SAE:
 
     def to(self, *where: Any) -> SAE:
         """The same SAE on another device or in another dtype."""
-        return replace(self, **{name: tensor.to(*where) for name, tensor in self.tensors.items()})
+        moved: dict[str, Any] = {name: tensor.to(*where) for name, tensor in self.tensors.items()}
+        return replace(self, **moved)
 
     def save(self, path: str | Path, card: SAECard | None = None) -> Path:
         """Write a folder in the layout of SAELens 6, whole or not at all.

@@ -48,7 +48,8 @@ def load_sae(path: str | Path) -> SAE:
             of one site, weights of other shapes than the config says.
 
     Examples:
-        >>> iv.load_sae("gemma-scope/layer_3/").site
+        >>> made = iv.sae.random(d_in=128, d_sae=512, k=16, site="resid_post.3")
+        >>> iv.load_sae(made.save("sae/")).site
         'resid_post.3'
 
     Source: the layouts as their libraries write them (SAELens 6.54, sparsify, dictionary_learning).
@@ -235,7 +236,7 @@ def _built(
             f"{folder} holds {', '.join(unknown)}, which a {kind} SAE does not have; it would be "
             f"read wrongly without"
         )
-    held = {name: t.float() for name, t in tensors.items() if t is not None}
+    held: dict[str, Any] = {name: t.float() for name, t in tensors.items() if t is not None}
     rows, columns = held["W_enc"].shape if held["W_enc"].ndim == 2 else (0, 0)
     shapes = {"W_enc": (rows, columns), "W_dec": (columns, rows), "b_dec": (rows,)}
     said = {"d_in": rows, "d_sae": columns}

@@ -18,8 +18,10 @@ from interventions._sae_plan import SAEPlan
 WARMUP, DECAY = 0.05, 0.2  # shares of the steps over which the rate rises, and falls to 0
 NOTED = 100  # rows of history
 MEMORY = 0.99  # of the running mean of the least latent that survived, BatchTopK's threshold
-# Our defaults: they give an L0 of some tens on the shipped organisms.
-SPARSITY = {"jumprelu": 0.1, "gated": 1e-3, "standard": 1e-3}
+# Our defaults, in the unit of variance 1 a coordinate: they find a planted dictionary. L1 shrinks
+# a latent by sparsity * d_in / 2 while latents are about sqrt(d_in) large, hence the root below.
+SPARSITY = {"jumprelu": 0.3, "gated": 0.6, "standard": 0.4}
+THRESHOLD = 0.3  # of jumprelu at the start
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Learner:
             "enc": dec.clone(), "dec": dec, "b_enc": zeros.clone(), "b_dec": zeros.new_zeros(d_in),
         }  # fmt: skip
         if plan.kind == "jumprelu":
-            weights["log_threshold"] = torch.full_like(zeros, 0.01).log()
+            weights["log_threshold"] = torch.full_like(zeros, THRESHOLD).log()
         if plan.kind == "gated":
             weights |= {"b_gate": zeros.clone(), "r_mag": zeros.clone()}
         parameters = [nn.Parameter(tensor) for tensor in weights.values()]
@@ -102,7 +104,10 @@ class Learner:
     def objective(self, x: Float[Tensor, "token d_in"]) -> Objective:
         """The loss on centred and scaled rows."""
         plan, weights = self.plan, self.weights
-        sparsity = plan.sparsity if plan.sparsity is not None else SPARSITY.get(plan.kind, 0.0)
+        sparsity = plan.sparsity
+        if sparsity is None:
+            root = 1.0 if plan.kind == "jumprelu" else x.shape[1] ** 0.5
+            sparsity = SPARSITY.get(plan.kind, 0.0) / root
         if plan.kind == "jumprelu":
             return objective.jumprelu(weights, x, plan.k, sparsity, plan.bandwidth)
         if plan.kind == "gated":
@@ -129,7 +134,7 @@ class Learner:
         held = {name: tensor.clone() for name, tensor in self.weights.items()}
         unit = 1 / self.scale
         kind = self.plan.kind
-        extra: dict[str, Tensor] = {}
+        extra: dict[str, Any] = {}
         if kind == "jumprelu":
             extra["threshold"] = held["log_threshold"].exp() * unit
         if kind == "batchtopk":
@@ -186,7 +191,7 @@ class Learner:
 
 
 def geometric_median(
-    rows: Float[Tensor, "row d_in"], tolerance: float = 1e-6, most: int = 100
+    rows: Float[Tensor, "row d_in"], tolerance: int | float = 1e-6, most: int = 100
 ) -> Float[Tensor, " d_in"]:
     """The point with the least sum of distances to the rows, by Weiszfeld's iteration, float64."""
     points = rows.double()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ class Objective:
 
 def topk(
     weights: Weights, x: Rows, k: int, *, whole_batch: bool = False,
-    dead: Bool[Tensor, " feature"] | None = None, aux: float = 0.0, k_aux: int = 0,
+    dead: Bool[Tensor, " feature"] | None = None, aux: int | float = 0.0, k_aux: int = 0,
 ) -> Objective:  # fmt: skip
     """`mean (x - x_hat)^2` over tokens and coordinates, of the k greatest latents of a token.
 
@@ -74,7 +76,7 @@ def topk(
     return Objective(terms, gradient, fired, positive.sum() / n, least)
 
 
-def standard(weights: Weights, x: Rows, sparsity: float) -> Objective:
+def standard(weights: Weights, x: Rows, sparsity: int | float) -> Objective:
     """`mean (x - x_hat)^2 + sparsity * mean_t sum_j z_tj`, z = relu(pre)."""
 
     def terms(held: Weights) -> tuple[dict[str, Tensor], Tensor]:
@@ -85,7 +87,7 @@ def standard(weights: Weights, x: Rows, sparsity: float) -> Objective:
 
 
 def jumprelu(
-    weights: Weights, x: Rows, target: float, sparsity: float, bandwidth: float
+    weights: Weights, x: Rows, target: int | float, sparsity: int | float, bandwidth: int | float
 ) -> Objective:
     """`mean (x - x_hat)^2 + sparsity (L0 / target - 1)^2`, with a threshold for each latent.
 
@@ -104,7 +106,7 @@ def jumprelu(
     return _by_autograd(weights, terms)
 
 
-def gated(weights: Weights, x: Rows, sparsity: float) -> Objective:
+def gated(weights: Weights, x: Rows, sparsity: int | float) -> Objective:
     """`mean (x - x_hat)^2 + sparsity mean_t sum_j relu(gate) + mean (x - x_gate)^2`.
 
     x_gate is reconstructed from relu(gate) by a decoder that is held fixed: only so does the gate
@@ -163,11 +165,20 @@ class _Active:
 
     def products(self, rows: Tensor, vectors: Tensor) -> Tensor:
         """[pair]: a token's row times a feature's vector."""
+        _csr_without_its_warning()
         pattern = torch.sparse_csr_tensor(
             self.starts, self.features, torch.zeros_like(self.values),
             (len(rows), self.d_sae), check_invariants=False,
         )  # fmt: skip
         return torch.sparse.sampled_addmm(pattern, rows, vectors.T, beta=0.0).values()
+
+
+@cache
+def _csr_without_its_warning() -> None:
+    """Torch says once a process that CSR tensors are in beta; it says it here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))
 
 
 def _greatest(pre: Tensor, k: int) -> _Active:
@@ -207,7 +218,7 @@ def _through(
 
 def _aux(
     weights: Weights, gradient: Weights, pre: Tensor, centred: Rows, error: Rows, dead: Tensor,
-    aux: float, k_aux: int,
+    aux: int | float, k_aux: int,
 ) -> Tensor:  # fmt: skip
     """The term of the dead latents; dense, because there are few of them."""
     at = dead.nonzero()[:, 0]
@@ -264,7 +275,7 @@ class _JumpReLU(torch.autograd.Function):
         return pre * (pre > threshold)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
         pre, threshold = ctx.saved_tensors
         band = ((pre - threshold).abs() < ctx.width / 2).to(g)
         return g * (pre > threshold), -(threshold / ctx.width) * (band * g).sum(0), None
@@ -280,7 +291,7 @@ class _Step(torch.autograd.Function):
         return (pre > threshold).to(pre)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
         pre, threshold = ctx.saved_tensors
         band = ((pre - threshold).abs() < ctx.width / 2).to(g)
         return None, -(band * g).sum(0) / ctx.width, None

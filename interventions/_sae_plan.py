@@ -19,13 +19,15 @@ class SAEPlan:
         d_sae: features; eight times the width of the site by default.
         k: latents a token; the L0 that `jumprelu` aims at. `gated` and `standard` have whatever
             their `sparsity` gives.
-        sparsity: weight of the sparsity term (not of `topk` and `batchtopk`).
+        sparsity: weight of the sparsity term (not of `topk` and `batchtopk`): 0.3 by default for
+            `jumprelu`, `0.6 / sqrt(d_in)` for `gated`, `0.4 / sqrt(d_in)` for `standard`.
         lr: of Adam; by default `2e-4 / sqrt(d_sae / 2^14)`.
         aux: weight of AuxK, by which dead latents come back (`topk` and `batchtopk`).
         k_aux: dead latents a token in it; half the width of the site by default.
         dead_after: tokens without firing after which a latent counts as dead; a twentieth of all
             by default.
-        bandwidth: of `jumprelu`'s straight-through estimate.
+        bandwidth: of `jumprelu`'s straight-through estimate, in units of variance 1; the paper's
+            0.001 is for activations of norm 1 and far more tokens.
         center: what b_dec begins as: the `"median"` (geometric) or `"mean"` of the first buffer.
         seed: of the decoder's directions.
     """
@@ -39,7 +41,7 @@ class SAEPlan:
     aux: int | float = 1 / 32
     k_aux: int | None = None
     dead_after: int | None = None
-    bandwidth: int | float = 0.05
+    bandwidth: int | float = 0.5
     center: str = "median"
     seed: int = 0
 

@@ -48,7 +48,9 @@ def chunks_of(
     limit = context or model.anatomy.max_positions
 
     def read(number: int) -> Rows:
-        ids = [_cut(model, one, limit) for one in data[number * prompts : (number + 1) * prompts]]
+        ids = [
+            token_ids(model, one, limit) for one in data[number * prompts : (number + 1) * prompts]
+        ]
         acts = interp.capture(model, ids, list(sites), device=None)
         found = {str(site): flattened(acts[site], site) for site in sites}
         return _kept(found, acts.mask, drop_first, max_norm)
@@ -92,7 +94,8 @@ def _of_store(
     return Chunks(len(files), read)
 
 
-def _cut(model: Model, one: Any, limit: int | None) -> list[int]:
+def token_ids(model: Model, one: Any, limit: int | None) -> list[int]:
+    """A text, or token ids, as ids cut at a limit."""
     if not isinstance(one, str):
         return list(one)[:limit]
     if model.tokenizer is None:
@@ -175,11 +178,10 @@ class Shuffled:
         parts = [{name: rows[self.used :] for name, rows in self.rows.items()}] if self.rows else []
         parts += [self.spare] if self.spare else []
         count = sum(_length(part) for part in parts)
-        for chunk in self._further():
-            parts.append(chunk)
-            count += _length(chunk)
-            if count >= self.capacity:
-                break
+        further = self._further()
+        while count < self.capacity:
+            parts.append(next(further))
+            count += _length(parts[-1])
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[-1]}
         self.spare = {name: rows[self.capacity :].clone() for name, rows in joined.items()}
         count = min(count, self.capacity)
@@ -189,8 +191,8 @@ class Shuffled:
 
     def _further(self) -> Iterator[Rows]:
         """Chunks without end, every epoch in an order of its own."""
-        read = 0
         while True:
+            whole, read = self.position == 0, 0
             order = torch.randperm(
                 self.chunks.count,
                 generator=torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63),
@@ -201,7 +203,7 @@ class Shuffled:
                 read += _length(chunk)
                 yield chunk
             self.epoch, self.position = self.epoch + 1, 0
-            if not read:
+            if whole and not read:
                 raise InterpError(
                     "no tokens are left to train on: every text is one token long, or all of them "
                     "were dropped (drop_first, max_norm)"

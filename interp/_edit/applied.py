@@ -111,7 +111,7 @@ def _target(module: nn.Module, delta: Delta) -> Parameter:
 
 def _change(application: Application, delta: Delta, parameter: Parameter) -> None:
     if delta.untie or not parameter.in_place:
-        application.stack.enter_context(_adding_to_output(parameter, delta))
+        application.stack.enter_context(adding_to_output(parameter, delta))
         return
     weight: Any = parameter.tensor
     with torch.no_grad():
@@ -129,7 +129,7 @@ def _restore(weight: Tensor, saved: Tensor) -> None:
 
 
 @contextmanager
-def _adding_to_output(parameter: Parameter, delta: Delta) -> Iterator[None]:
+def adding_to_output(parameter: Parameter, delta: Delta) -> Iterator[None]:
     """Let a module's own forward add the change: inside it, so that every hook comes after."""
     owner, change = parameter.owner, delta.change
     before = owner.__dict__.get("forward")

@@ -1,0 +1,165 @@
+"""Edits of an SAE's features, as functions for `interp.hooked`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp import Edit, InterpError, Site
+from interventions._sae import SAE
+
+# What one would ask of an Edit.
+_OF_EDITS = (
+    "atoms", "affines", "deltas", "made_on", "notes", "applied", "apply_", "undo_", "save",
+    "select", "on", "times",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureEdit:
+    """`x + sum_j (z'_j - z_j) d_j` over chosen features, with `z' = scale z + shift`.
+
+    A function for `interp.hooked`, not an Edit: z depends on x by a topk or a threshold, so no
+    affine map and no weights do the same. What the SAE misses of x stays in it.
+
+    Args:
+        sae: whose features.
+        features: which.
+        scale: [chosen].
+        shift: [chosen], in the unit of the latents.
+        keep_error: False gives `decode(z')` instead, without what the SAE misses.
+    """
+
+    sae: SAE
+    features: tuple[int, ...]
+    scale: Float[Tensor, " chosen"]
+    shift: Float[Tensor, " chosen"]
+    keep_error: bool = True
+
+    def __call__(self, tensor: Tensor, site: Site) -> Tensor:
+        rows = self.sae.flat(tensor, site)
+        at = torch.tensor(self.features, device=rows.device)
+        latents = self.sae.encode(rows)
+        before = latents[..., at]
+        after = self.scale.to(before) * before + self.shift.to(before)
+        if self.keep_error:
+            made = rows + ((after - before) @ self.sae.W_dec[at]).to(rows.dtype)
+        else:
+            made = self.sae.decode(latents.index_copy(-1, at, after)).to(rows.dtype)
+        return made.view(tensor.shape)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_EDITS:
+            _refuse(f"no {name}")
+        raise AttributeError(name)
+
+    def __add__(self, _other: Any) -> Any:
+        _refuse("no sum with others")
+
+    __radd__ = __add__
+
+
+def scale_features(
+    sae: SAE, scales: Mapping[int, int | float], *, keep_error: bool = True
+) -> FeatureEdit:
+    """Multiply features by numbers: `x + sum_j (s_j - 1) z_j d_j`, d_j the decoder's rows.
+
+    Args:
+        sae: whose features.
+        scales: feature -> number; 1 leaves it as it is.
+        keep_error: keep what the SAE misses of x.
+
+    Returns:
+        A function for `interp.hooked`.
+
+    Raises:
+        InterpError: a feature that is not there, no features.
+
+    Examples:
+        >>> sae = iv.sae.random(d_in=128, d_sae=512, k=16, site="resid_post.3")
+        >>> with interp.hooked(model, {sae.site: iv.scale_features(sae, {7: 2.0})}):
+        ...     louder = model.module(input_ids).logits
+
+    Source: feature steering, Templeton et al. 2024 (Scaling Monosemanticity), with the error kept.
+    """
+    return _edit(sae, list(scales), [float(s) for s in scales.values()], None, keep_error)
+
+
+def ablate_features(sae: SAE, features: Sequence[int], *, keep_error: bool = True) -> FeatureEdit:
+    """Set features to 0: `x - sum_j z_j d_j`.
+
+    Args:
+        sae: whose features.
+        features: which.
+        keep_error: keep what the SAE misses of x.
+
+    Returns:
+        A function for `interp.hooked`.
+
+    Raises:
+        InterpError: a feature that is not there, no features.
+
+    Examples:
+        >>> sae = iv.sae.random(d_in=128, d_sae=512, k=16, site="resid_post.3")
+        >>> with interp.hooked(model, {sae.site: iv.ablate_features(sae, [7, 9])}):
+        ...     without = model.module(input_ids).logits
+
+    Source: Marks et al. 2024 (arXiv 2403.19647), who keep the error term.
+    """
+    return _edit(sae, list(features), [0.0] * len(features), None, keep_error)
+
+
+def clamp_features(
+    sae: SAE, values: Mapping[int, int | float], *, keep_error: bool = True
+) -> FeatureEdit:
+    """Set features to given values at every token: `x + sum_j (v_j - z_j) d_j`.
+
+    Args:
+        sae: whose features.
+        values: feature -> value, in the unit of the latents (the card's `mean` and `max`).
+        keep_error: keep what the SAE misses of x.
+
+    Returns:
+        A function for `interp.hooked`.
+
+    Raises:
+        InterpError: a feature that is not there, no features.
+
+    Examples:
+        >>> sae = iv.sae.random(d_in=128, d_sae=512, k=16, site="resid_post.3")
+        >>> with interp.hooked(model, {sae.site: iv.clamp_features(sae, {7: 5.0})}):
+        ...     steered = model.module(input_ids).logits
+
+    Source: Templeton et al. 2024 (Scaling Monosemanticity).
+    """
+    given = [float(value) for value in values.values()]
+    return _edit(sae, list(values), [0.0] * len(values), given, keep_error)
+
+
+def _edit(
+    sae: SAE, features: list[int], scale: list[float], shift: list[float] | None, keep_error: bool
+) -> FeatureEdit:
+    if not features:
+        raise InterpError("no features to edit; name at least one")
+    wrong = [j for j in features if not 0 <= j < sae.d_sae]
+    if wrong:
+        raise InterpError(f"feature {wrong[0]} is not there: this SAE has 0 to {sae.d_sae - 1}")
+    if len(set(features)) < len(features):
+        raise InterpError("a feature is named twice; once is enough")
+    return FeatureEdit(
+        sae, tuple(features), torch.tensor(scale), torch.tensor(shift or [0.0] * len(features)),
+        keep_error,
+    )  # fmt: skip
+
+
+def _refuse(what: str) -> NoReturn:
+    raise InterpError(
+        f"an edit of an SAE's features has {what}: it is a function of the activation that no "
+        f"{Edit.__name__} can hold, so it can be neither saved nor baked; use it with "
+        f"interp.hooked(model, {{sae.site: edit}}), or save the SAE and name the features again"
+    )
