@@ -19,6 +19,7 @@ NAMES = {
     "patch": "patching every layer x position beside transformer-lens, nnsight and by hand",
     "probe": "a ridge sweep, folds and penalties in one pass, beside scikit-learn's loop",
     "replay": "one-token replay, replay of a suffix and early stopping, as ratios to a forward",
+    "sae": "training a topk SAE beside sparsify and sae-lens, in an environment of their own",
 }
 
 

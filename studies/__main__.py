@@ -21,6 +21,7 @@ from studies import (
     pretend_to_forget,
     reasoning_paths,
     reasoning_vectors,
+    sae_tuning,
     same_circuit,
     semantic_pivots,
     sft_vs_rl_weights,
@@ -38,6 +39,7 @@ from studies.head_edits import HeadEdits
 from studies.pretend_to_forget import PretendToForget
 from studies.reasoning_paths import ReasoningPaths
 from studies.reasoning_vectors import ReasoningVectors
+from studies.sae_tuning import SaeTuning
 from studies.same_circuit import SameCircuit
 from studies.semantic_pivots import SemanticPivots
 from studies.sft_vs_rl_weights import SftVsRlWeights
@@ -55,6 +57,7 @@ STUDIES: dict[str, tuple[type, Callable[[Any], Run]]] = {
     reasoning_vectors.NAME: (ReasoningVectors, reasoning_vectors.run),
     semantic_pivots.NAME: (SemanticPivots, semantic_pivots.run),
     same_circuit.NAME: (SameCircuit, same_circuit.run),
+    sae_tuning.NAME: (SaeTuning, sae_tuning.run),
     sft_vs_rl_weights.NAME: (SftVsRlWeights, sft_vs_rl_weights.run),
     shortcut_neurons.NAME: (ShortcutNeurons, shortcut_neurons.run),
     superficial_edits.NAME: (SuperficialEdits, superficial_edits.run),
