@@ -15,11 +15,11 @@ import probes
 from interp import InterpError, Model
 from interp._diff import DiffOptions
 from interp._reading import reading
-from interp._weights.checkpoint import local_folder, open_checkpoint
+from interp._weights.checkpoint import open_checkpoint
 from interp._weights.stored import whole
 from probes._next_token import chunks, last_streams, logits_of, not_finite, target_ids
 from probes._token_rows import TokenRow, token_rows
-from studies._checkpoints import ORGANISM
+from studies._checkpoints import ORGANISM, folder_of
 from studies._problems import Problem, organism_problems, read_problems
 from studies._reasoning_bench import opened
 from studies._rollouts import sample
@@ -180,14 +180,14 @@ class Bench:
 
     def distances(self, sources: dict[str, str]) -> pd.DataFrame:
         """How far the weights went, by name: see `weight_distances`."""
-        where = {name: place(source) for name, source in sources.items()}
-        return weight_distances(place(self.config.base), where)
+        where = {name: str(folder_of(source)) for name, source in sources.items()}
+        return weight_distances(str(folder_of(self.config.base)), where)
 
     def noise(self, source: str, slug: str, draw: int) -> Model:
         """The base plus isotropic noise with, tensor by tensor, the norm of an update."""
         folder = self.folder / f"{slug}-{draw}"
         seed = 1000 * self.config.seed + draw
-        write_noise(place(self.config.base), place(source), folder, seed)
+        write_noise(str(folder_of(self.config.base)), str(folder_of(source)), folder, seed)
         return interp.load(folder, dtype=torch.float32, tokenizer=self.base.tokenizer)
 
 
@@ -255,12 +255,3 @@ def _relative_l1(base: str, tuned: str) -> float:
         moved += float((b - a).abs().sum())
         size += float(a.abs().sum())
     return moved / size
-
-
-def place(source: str) -> str:
-    """Where a checkpoint lies on disk."""
-    if source.startswith(ORGANISM):
-        from studies import organisms
-
-        return str(organisms.path(source.removeprefix(ORGANISM)))
-    return str(local_folder(source))

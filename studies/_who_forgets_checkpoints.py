@@ -58,7 +58,8 @@ def checkpoints(base: str, given: dict[str, Sequence[str]]) -> list[Checkpoint]:
             steps, "organism:sft@20" for one), a checkpoint folder, or a folder of `checkpoint-N`.
 
     Raises:
-        InterpError: nothing given though the base is no organism, or an unknown organism or step.
+        InterpError: nothing given though the base is no organism, only partial trainings, or an
+            unknown organism or step.
     """
     if not any(given.values()):
         if not base.startswith(ORGANISM):
@@ -67,6 +68,8 @@ def checkpoints(base: str, given: dict[str, Sequence[str]]) -> list[Checkpoint]:
                 "FOLDER (repeatable; a folder may hold checkpoint-N folders)"
             )
         given = _shipped()
+    elif not any(given.get(kind) for kind in ("sft", "rl", "sft_rl")):
+        raise InterpError("partial trainings are compared with SFT of all weights: name --sft too")
     found: list[Checkpoint] = []
     names: dict[str, int] = {}
     for kind, sources in given.items():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from studies._who_forgets_measures import NO_STYLE, PREDICTORS, fits
+from studies._who_forgets_measures import NO_STYLE, PREDICTORS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,25 +89,25 @@ def _methods(by_task: pd.DataFrame, shown: list[str]) -> list[str]:
     return [by_task["method"][by_task["checkpoint"] == name].iloc[0] for name in shown]
 
 
-def predictors(checkpoints: pd.DataFrame, seed: int) -> Figure | None:
+def predictors(checkpoints: pd.DataFrame, fit: pd.DataFrame) -> Figure:
     """Nats lost against each predictor with the quadratic fit over all checkpoints."""
     import matplotlib.pyplot as plt
 
-    fit = fits(checkpoints, "lost_nats", seed)
-    if fit is None:
-        return None
     trained = checkpoints[checkpoints["run"] != "base"]
-    shown = [name for name in _SHOWN if PREDICTORS[name] in fit.predictors]
+    r2 = fit.set_index("predictor")["r2"]
+    shown = [name for name in _SHOWN if PREDICTORS[name] in r2.index]
     figure, axes = plt.subplots(2, 4, figsize=(12.4, 6.2), sharey=True, layout="constrained")
     for ax, name in zip(axes.flat, shown, strict=False):
-        fit.plot(PREDICTORS[name], ax=ax)
-        for line in list(ax.lines):  # the fit stays, the points get their methods' looks
-            line.set_color("0.5") if len(line.get_xdata()) == 100 else line.remove()
+        x, y = trained[name].to_numpy(dtype=float), trained["lost_nats"].to_numpy(dtype=float)
+        grid = np.linspace(x.min(), x.max(), 100)
+        ax.plot(grid, np.polynomial.Polynomial.fit(x, y, 2)(grid), color="0.5", lw=1)
         for method, rows in trained.groupby("method", sort=False):
             colour, marker = LOOKS.get(str(method), _OTHER)
             ax.plot(rows[name], rows["lost_nats"], marker, color=colour, ms=5,
                     label=NAMES.get(str(method), method))  # fmt: skip
-        ax.set_ylabel("")
+        label = PREDICTORS[name]
+        ax.set_title(f"{label}: R² = {r2[label]:.2f}", fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
     for ax in list(axes.flat)[len(shown) :]:
         ax.axis("off")
     for row in axes:
@@ -148,6 +148,7 @@ def partial(pairs: pd.DataFrame) -> Figure:
     """Partial trainings minus the whole one: gain on the new task, and nats lost."""
     import matplotlib.pyplot as plt
 
+    pairs = pairs.drop_duplicates(["one", "other"])
     figure, axes = plt.subplots(
         1, 2, figsize=(9.8, 0.6 * len(pairs) + 1.3), sharey=True, layout="constrained"
     )
@@ -163,6 +164,7 @@ def partial(pairs: pd.DataFrame) -> Figure:
             ax.errorbar([row[name]], [place], xerr=bars, color=colour, marker=marker, capsize=2)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("difference")
+        ax.locator_params(axis="x", nbins=5)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(y, [f"{r.one} − {r.other}\n({r.why})" for r in pairs.itertuples()],
                        fontsize=8)  # fmt: skip

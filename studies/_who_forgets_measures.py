@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp._estimate import FEW, Estimate, cluster_mean
-from probes import ForgettingFit, forgetting_fit, task_forgetting
+from probes import forgetting_fit, task_forgetting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,22 +181,23 @@ PREDICTORS = {
 WEIGHTS = ("l2", "l1", "spectral", "nss", "changed")
 
 
-def fits(checkpoints: pd.DataFrame, lost: str, seed: int) -> ForgettingFit | None:
-    """What was lost, fitted on each predictor over all checkpoints; None where nothing varies.
+def fits(checkpoints: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Nats lost, fitted on each predictor over all checkpoints; no rows where nothing varies.
 
     Gain and steps are controls: whatever grows along a training predicts what grows along it.
     """
+    import pandas as pd
+
     trained = checkpoints[checkpoints["run"] != "base"]
     predictors = {
         label: trained[name].to_numpy(dtype=float)
         for name, label in PREDICTORS.items()
         if name in trained and trained[name].notna().all() and np.ptp(trained[name]) > 0
     }
-    if len(trained) < 4 or not predictors or np.ptp(trained[lost]) == 0:
-        return None
-    return forgetting_fit(
-        trained[lost].to_numpy(dtype=float), predictors, groups=list(trained["run"]), seed=seed
-    )
+    lost = trained["lost_nats"].to_numpy(dtype=float)
+    if len(trained) < 4 or not predictors or np.ptp(lost) == 0:
+        return pd.DataFrame()
+    return forgetting_fit(lost, predictors, groups=list(trained["run"]), seed=seed).table()
 
 
 def styles(written: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
@@ -275,13 +276,13 @@ def margin_of_fit(
 
     Least and most are over leaving each run out in turn: what no single run may decide.
     """
-    y, one, other = (np.asarray(v, dtype=float) for v in (y, one, other))
+    lost, a, b = (np.asarray(v, dtype=float) for v in (y, one, other))
     runs = np.asarray(groups)
 
     def difference(kept: np.ndarray) -> float:
-        return _r2(one[kept], y[kept]) - _r2(other[kept], y[kept])
+        return _r2(a[kept], lost[kept]) - _r2(b[kept], lost[kept])
 
-    whole = difference(np.ones(len(y), dtype=bool))
+    whole = difference(np.ones(len(lost), dtype=bool))
     left = [difference(runs != run) for run in np.unique(runs) if (runs != run).sum() >= 4]
     return whole, min(left, default=math.nan), max(left, default=math.nan)
 

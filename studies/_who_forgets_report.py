@@ -13,14 +13,12 @@ from studies._who_forgets_verdict import MATCHED, NAMES
 if TYPE_CHECKING:
     import pandas as pd
 
-    from studies.who_forgets import WhoForgets
 
-
-def sections(folder: Run, tables: dict[str, pd.DataFrame], config: WhoForgets) -> list[Section]:
+def sections(folder: Run, tables: dict[str, pd.DataFrame]) -> list[Section]:
     """From what is lost to what predicts it."""
     found = [_trade(folder, tables), _side_by_side(folder, tables), _noise(tables["noise"])]
-    if "fit_nats" in tables:
-        found.append(_razor(folder, tables, config))
+    if "fit" in tables:
+        found.append(_razor(folder, tables))
     partial = _of_partial(tables["pairs"])
     if len(partial):
         found.append(_partial(folder, partial))
@@ -81,11 +79,11 @@ def _noise(noise: pd.DataFrame) -> Section:
     )
 
 
-def _razor(folder: Run, tables: dict[str, pd.DataFrame], config: WhoForgets) -> Section:
+def _razor(folder: Run, tables: dict[str, pd.DataFrame]) -> Section:
     points = folder.figure(
-        "predictors", lambda: figures.predictors(tables["checkpoints"], config.seed)
+        "predictors", lambda: figures.predictors(tables["checkpoints"], tables["fit"])
     )
-    r2 = folder.figure("r2", lambda: figures.explained(tables["fit_nats"]))
+    r2 = folder.figure("r2", lambda: figures.explained(tables["fit"]))
     return Section(
         "What predicts it (2509.04259)",
         [
@@ -99,7 +97,7 @@ def _razor(folder: Run, tables: dict[str, pd.DataFrame], config: WhoForgets) -> 
             "of one run are not independent, so the shuffled null is too easy to beat: the honest "
             "rivals are steps and gain, which know nothing of either.",
         ],
-        tables["fit_nats"].drop(columns=["checkpoints", "groups"]),
+        tables["fit"].drop(columns=["checkpoints", "groups"]),
         [
             (points, "One point a checkpoint; the curve is the fit over all."),
             (r2, "R² with intervals over runs."),
@@ -164,6 +162,9 @@ def _misleading() -> Section:
             "A claim must hold in every pair of runs by its own interval over people; two seeds "
             "say little about their spread, and the nearest checkpoint was chosen by an accuracy "
             "that is itself uncertain: look at the difference of accuracies that is left.",
+            "A partial training moves fewer weights, in whatever place: without a training that "
+            "froze as many others, less forgetting says nothing about these layers. One seed of "
+            "each: compare the difference with that between two seeds of the whole training.",
             "A mean of log-probs counts answers that were never right, too; the column of those "
             "that the base got right stands beside it.",
             "SFT and RL differ in data, steps and tokens seen; the same accuracy is one way to "

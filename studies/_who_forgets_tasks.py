@@ -65,19 +65,19 @@ def read_items(path: Path) -> list[Item]:
             continue
         try:
             row = json.loads(line)
-            given = {name: str(row[name]) for name in ("task", "prompt", "answer")}
+            task, prompt, answer = (str(row[name]) for name in ("task", "prompt", "answer"))
             group, chance = str(row.get("group", number)), float(row.get("chance", 0.0))
         except (json.JSONDecodeError, TypeError, KeyError, ValueError) as error:
             raise InterpError(
                 f"{path} line {number} is no question ({error!r}); expected an object such as "
                 f"{_EXAMPLE}"
             ) from error
-        if not all(given.values()) or not 0 <= chance < 1:
+        if not (task and prompt and answer) or not 0 <= chance < 1:
             raise InterpError(
                 f"{path} line {number}: task, prompt and answer must not be empty, and chance "
                 f"({chance:g}) must be at least 0 and below 1"
             )
-        items.append(Item(**given, group=group, chance=chance))
+        items.append(Item(task, prompt, answer, group, chance))
     if not items:
         raise InterpError(f"{path} holds no questions; expected lines such as {_EXAMPLE}")
     return items

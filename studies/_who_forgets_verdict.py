@@ -38,6 +38,11 @@ def side(rows: pd.DataFrame, name: str) -> int:
     return -1 if len(rows) and (high < 0).all() else 0
 
 
+def _equal(rows: pd.DataFrame) -> pd.Series:
+    """Which of the two put side by side cannot be told apart by their accuracy on the new task."""
+    return (rows["new_low"] <= 0) & (rows["new_high"] >= 0)
+
+
 def _learnt(checkpoints: pd.DataFrame) -> str:
     last = checkpoints.sort_values("step").groupby("run", sort=False).tail(1)
     order = last.sort_values(["method", "seed"])
@@ -71,18 +76,20 @@ def _sft_beside_rl(pairs: pd.DataFrame) -> str:
     rows = pairs[(pairs["why"] == MATCHED) & (pairs["than"] == "rl")] if len(pairs) else pairs
     if not len(rows):
         return f"{claim}: could not be tested; it takes a run of SFT and one of RL."
-    said = {1: "held", -1: "did not hold, the opposite did", 0: "not shown"}
-    found = said[side(rows, "nats")]
+    equal = rows[_equal(rows)]
+    if len(equal):
+        said = {1: "held", -1: "did not hold, the opposite did", 0: "not shown"}
+        found = f"{said[side(equal, 'nats')]} at equal accuracy on the new task"
+        found += f", in {_runs(len(equal))}"
+    else:
+        found = "could not be tested: no checkpoint of SFT has RL's accuracy on the new task"
     parts = [
         f"{r.one} − {r.other} {_estimate(r, 'nats')} nats an answer and "
         f"{_estimate(r, 'accuracy')} of accuracy, at {r.new_one:.2f} and {r.new_other:.2f} of the "
-        f"new task"
-        for r in rows.itertuples()
+        f"new task{'' if alike else ' (not equal, so it does not count)'}"
+        for r, alike in zip(rows.itertuples(), _equal(rows), strict=True)
     ]
-    return (
-        f"{claim}: {found} at the nearest accuracy on the new task, in {_runs(len(rows))}. Lost by "
-        f"SFT beyond RL: {'; '.join(parts)}."
-    )
+    return f"{claim}: {found}. Lost by SFT beyond RL: {'; '.join(parts)}."
 
 
 def _beyond_noise(noise: pd.DataFrame) -> str:
@@ -100,9 +107,9 @@ def _beyond_noise(noise: pd.DataFrame) -> str:
 
 def _razor(tables: dict[str, pd.DataFrame]) -> list[str]:
     claim = "“The KL on the new task predicts forgetting, distances of weights do not” (2509.04259)"
-    if "fit_nats" not in tables:
+    if "fit" not in tables:
         return [f"{claim}: could not be tested; it takes four checkpoints that lose differently."]
-    fit, checkpoints = tables["fit_nats"].set_index("predictor"), tables["checkpoints"]
+    fit, checkpoints = tables["fit"].set_index("predictor"), tables["checkpoints"]
     trained = checkpoints[checkpoints["run"] != "base"]
     label = measures.PREDICTORS
     weights = [label[w] for w in measures.WEIGHTS if label[w] in fit.index]
@@ -151,6 +158,8 @@ def _frozen(pairs: pd.DataFrame) -> list[str]:
         "sft_midfrozen": ("Freezing the middle layers' MLPs lessens forgetting", -1),
         "sft_qk": ("Training only q and k forgets more", 1),
     }
+    import pandas as pd
+
     if not len(pairs):
         return []
     lines = []
@@ -160,14 +169,18 @@ def _frozen(pairs: pd.DataFrame) -> list[str]:
         same, near = (rows[rows["why"] == why] for why in (SAME_STEPS, MATCHED))
         found = side(near, "nats")
         said = {wanted: "held", -wanted: "did not hold, the opposite did", 0: "not shown"}[found]
+        said += " at equal accuracy on the new task"
+        if not _equal(near).all():
+            said = "could not be tested, since no checkpoint of SFT is as good at the new task"
+        shown = pd.concat([same, near]).drop_duplicates(["one", "other"])
         parts = [
             f"{r.one} − {r.other} {_estimate(r, 'nats')} nats an answer, the new task "
             f"{_points(r, 'new')} points"
-            for r in [*same.itertuples(), *near.itertuples()]
+            for r in shown.itertuples()
         ]
         lines.append(
-            f"“{claim}” (2507.10616, which calls its own result inconclusive): {said} at the "
-            f"nearest accuracy. At the same number of steps, then at the nearest accuracy: "
+            f"“{claim}” (2507.10616, which calls its own result inconclusive): {said}. At the same "
+            f"number of steps, and at the nearest accuracy where that is another checkpoint: "
             f"{'; '.join(parts)}."
         )
     return lines
@@ -194,8 +207,13 @@ def _styles(tables: dict[str, pd.DataFrame]) -> list[str]:
         rho, p = measures.rank_correlation(base.loc[named, "accuracy"].tolist(), change)
         lines.append(
             f"{row.checkpoint}: {top} from {shares}, entropy of the styles by "
-            f"{_estimate(row, 'entropy_change')} nats, rank correlation of a style's accuracy in "
-            f"the base with its change of share {rho:+.2f} (p = {p:.2f})"
+            f"{_estimate(row, 'entropy_change')} nats"
+            + (
+                f", rank correlation of a style's accuracy in the base with its change of share "
+                f"{rho:+.2f} (p = {p:.2f})"
+                if rho == rho
+                else ""
+            )
         )
         if row.method == "rl":
             most.append(now.loc[top, "share_low"] > 0.5)

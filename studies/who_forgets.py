@@ -30,6 +30,7 @@ from studies._who_forgets_bench import Bench
 from studies._who_forgets_checkpoints import BASE, Checkpoint, checkpoints, last_of
 from studies._who_forgets_measures import Measured
 from studies._who_forgets_verdict import MATCHED, SAME_STEPS
+from studies._who_forgets_verdict import NAMES as WHOLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,9 +61,9 @@ class WhoForgets:
     """The new task: JSON lines with prompt and answer (and group); default: the organisms'."""
     out: Path = Path("runs/who-forgets")
     """The run folder; an interrupted run continues there."""
-    items: int = 100
+    items: int = 150
     """Questions of each of the organisms' old tasks."""
-    count: int = 120
+    count: int = 100
     """Problems of the new task."""
     samples: int = 2
     """Solutions sampled of each problem."""
@@ -70,12 +71,10 @@ class WhoForgets:
     """Of the samples."""
     max_new_tokens: int = 48
     """Of a solution."""
-    texts: int = 40
+    texts: int = 32
     """Solutions on which the distributions are compared."""
     draws: int = 2
-    """Checkpoints of noise beside each run's last and matched one."""
-    workers: int = 1
-    """Processes."""
+    """Checkpoints of noise beside each run's last and matched one (partial trainings apart)."""
     seed: int = 0
     """Of questions, problems, samples, noise and intervals."""
     full: bool = False
@@ -94,13 +93,12 @@ def run(config: WhoForgets) -> Run:
         raise InterpError("items and count must be at least 1")
     hashes = {p.name: digest(p) for p in (config.tasks, config.problems) if p is not None}
     weights = {source: identity(source) for source in (config.base, *(c.source for c in found))}
-    asked = replace(config, workers=1)  # which does not change what is found
-    folder = Run.open(config.out, NAME, asked, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
     known, measured = _measured(folder, bench, found)
     tables = _tables(folder, bench, found, measured, known)
     lines = verdicts.verdict(tables, config)
     title = "Who forgets: SFT beside RL, and what predicts it"
-    sections = report.sections(folder, tables, config)
+    sections = report.sections(folder, tables)
     write_report(folder.path / "report.html", title, lines, sections, folder.meta)
     folder.finish(verdict=lines)
     return folder
@@ -134,37 +132,9 @@ def _measured(
         )
     answers = {BASE: base[base["task"].isin(tasks)]}
     written = {BASE: folder.table(f"written/{BASE}", lambda: bench.written(bench.base))}
-    _ask(folder, bench, found, tasks)
-    for c in found:
+    for c in tqdm(found, desc="checkpoints", delay=2):
         answers[c.name], written[c.name], _ = _asked(folder, bench, c, tasks)
     return known, Measured(answers, written, seed)
-
-
-def _ask(folder: Run, bench: Bench, found: Sequence[Checkpoint], tasks: list[str]) -> None:
-    """Measures every checkpoint, in several processes if asked to; each step is kept in a file."""
-    todo = [c for c in found if not (folder.path / f"apart/{c.slug}.parquet").exists()]
-    if bench.config.workers > 1 and len(todo) > 1:
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        with ProcessPoolExecutor(bench.config.workers, get_context("spawn")) as pool:
-            jobs = [pool.submit(_ask_one, folder, bench.config, c, tasks) for c in todo]
-            for job in tqdm(jobs, desc="checkpoints"):
-                job.result()
-        return
-    for c in tqdm(todo, desc="checkpoints", delay=2):
-        _asked(folder, bench, c, tasks)
-
-
-_BENCHES: dict[Path, Bench] = {}  # of a worker process, which asks several checkpoints
-
-
-def _ask_one(folder: Run, config: WhoForgets, c: Checkpoint, tasks: list[str]) -> None:
-    import torch
-
-    torch.set_num_threads(1)  # processes, not threads
-    bench = _BENCHES.setdefault(folder.path, Bench(config, config.out / "noise"))
-    _asked(folder, bench, c, tasks)
 
 
 def _asked(
@@ -227,10 +197,9 @@ def _tables(
         "pairs": pairs,
         "noise": folder.table("noise", lambda: _noise(folder, bench, found, pairs, measured)),
     }
-    for name in ("nats", "accuracy"):
-        fit = measures.fits(tables["checkpoints"], f"lost_{name}", seed)
-        if fit is not None:
-            tables[f"fit_{name}"] = folder.table(f"fit_{name}", fit.table)
+    fit = folder.table("fit", lambda: measures.fits(tables["checkpoints"], seed))
+    if len(fit):
+        tables["fit"] = fit
     if bench.organism:
         tables["styles"] = folder.table("styles", styles)
     return tables
@@ -265,7 +234,7 @@ def _pairs(found: Sequence[Checkpoint], measured: Measured) -> list[dict[str, An
         if c.method == "sft" or not whole:
             continue
         like = measured.nearest(c, whole)
-        if c.method in ("rl", "sft_rl"):
+        if c.method in WHOLE:
             rows.append(measured.beside(like, c, MATCHED))
             continue
         rows.append(measured.beside(c, like, MATCHED))
@@ -284,9 +253,10 @@ def _noise(
     import pandas as pd
 
     tasks = list(measured.answers[BASE]["task"].unique())
-    beside = set(pairs["one"]) | set(pairs["other"]) if len(pairs) else set()
+    beside = set(pairs["one"]) | set(pairs["other"]) if len(pairs) else set()  # at one accuracy
     rows: list[dict[str, Any]] = []
-    for c in tqdm([c for c in found if c in last_of(found) or c.name in beside], desc="noise"):
+    whole = [c for c in found if c.method in WHOLE]
+    for c in tqdm([c for c in whole if c in last_of(found) or c.name in beside], desc="noise"):
         mine = measures.lost(measured.answers[BASE], measured.answers[c.name])
         draws = []
         for draw in range(bench.config.draws):

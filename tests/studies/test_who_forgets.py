@@ -241,7 +241,7 @@ def test_a_side_is_taken_only_where_every_run_agrees(low: list, high: list, foun
 
 def pairs(method: str, nats: tuple[float, float, float], why: str) -> pd.DataFrame:
     row = {"method": method, "than": "sft", "one": method, "other": "sft@20", "why": why}
-    row |= {"seed": 0, "new": 0.1, "new_low": 0.0, "new_high": 0.2}
+    row |= {"seed": 0, "new": 0.1, "new_low": -0.1, "new_high": 0.3}
     return pd.DataFrame([row | dict(zip(("nats", "nats_low", "nats_high"), nats, strict=True))])
 
 
@@ -263,6 +263,8 @@ def test_partial_trainings_are_judged_at_the_nearest_accuracy(
     other = pairs(method, (9.0, 8.0, 10.0), verdicts.SAME_STEPS)  # reported, but does not decide
     (line,) = verdicts._frozen(pd.concat([other, table]))
     assert said in line and "+9.0000" in line
+    (line,) = verdicts._frozen(table.assign(new_low=0.05))  # not the same accuracy
+    assert "could not be tested" in line
 
 
 def test_organisms_expand_to_every_seed_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +300,8 @@ def test_folders_of_checkpoints_are_runs(tmp_path: Path) -> None:
     assert len({c.slug for c in found}) == 3
     with pytest.raises(InterpError, match="name what was trained from it: --sft FOLDER"):
         checkpoints("base/", {"sft": [], "rl": []})
+    with pytest.raises(InterpError, match="compared with SFT of all weights: name --sft too"):
+        checkpoints("base/", {"sft": [], "frozen": [str(tmp_path / "a")]})
 
 
 def test_the_nearest_checkpoint_is_the_nearest_in_accuracy() -> None:
