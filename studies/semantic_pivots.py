@@ -225,7 +225,7 @@ def _sections(
                 "another pair's pivot. If the translation goes through it, the target loses more "
                 "than when another pivot's direction is taken out or the stream is changed as much "
                 "in a random direction, and the exchange favours that other pair's target more "
-                "than an exchange for a third pivot. In nats, by Student's interval over concepts."
+                "than an exchange for a third pivot. In nats."
             ],
             headline(
                 main[main["site"] == causes.EVERYWHERE].assign(

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 import interp
 from interp import InterpError, Model
@@ -97,35 +98,31 @@ def test_ablating_and_exchanging_by_hand(model: Model) -> None:
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     rows = causes.effects(model, pairs, asked, 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-    gain, head = module.model.norm.weight.detach(), module.lm_head.weight.detach()
-    for i in range(3):
+    read = module.model.norm.weight.detach() * module.lm_head.weight.detach()
+    for (i, prompt), what in itertools.product(enumerate(prompts), ("ablated", "exchanged")):
         partner = asked.partner[i]
-        read = gain * head
-        targets = read[[20 + i, 20 + partner]]
+        pivot = cleaned(read[30 + i], read[[20 + i, 20 + partner]])
+        other = cleaned(read[30 + partner], read[[20 + i, 20 + partner]])
+        added = -pivot if what == "ablated" else other - pivot
 
-        def cleaned(word: int, targets: torch.Tensor = targets) -> torch.Tensor:
-            fit = torch.linalg.lstsq(targets.T, (gain * head)[word]).solution
-            left = (gain * head)[word] - targets.T @ fit
-            return left / left.norm()
+        def change(_m: Any, _i: Any, h: Tensor, u: Tensor = pivot, v: Tensor = added) -> Tensor:
+            return h + (h @ u)[..., None] * v
 
-        pivot, other = cleaned(30 + i), cleaned(30 + partner)
-        changes = {
-            "ablated": lambda h, u=pivot: h - (h @ u)[..., None] * u,
-            "exchanged": lambda h, u=pivot, v=other: h + (h @ u)[..., None] * (v - u),
-        }
-        ids = torch.tensor([prompts[i]])
         with torch.no_grad():
-            plain = module(ids).logits[0, -1].log_softmax(-1)
-        for what, change in changes.items():
-            hook = module.model.layers[0].register_forward_hook(lambda _m, _i, h, f=change: f(h))
-            with torch.no_grad():
-                changed = module(ids).logits[0, -1].log_softmax(-1)
+            plain = module(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+            hook = module.model.layers[0].register_forward_hook(change)
+            changed = module(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
             hook.remove()
-            counted = 20 + (i if what == "ablated" else partner)
-            chosen = rows[
-                (rows["pair"] == i) & (rows["what"] == what) & (rows["condition"] == "pivot")
-            ].set_index("site")["effect"]
-            assert abs(chosen["resid_post.0"] - float((changed - plain)[counted])) < 2e-5
+        counted = 20 + (i if what == "ablated" else partner)
+        found = rows[(rows["pair"] == i) & (rows["what"] == what) & (rows["condition"] == "pivot")]
+        effect = found.set_index("site")["effect"]["resid_post.0"]
+        assert abs(effect - float((changed - plain)[counted])) < 2e-5
+
+
+def cleaned(direction: Tensor, targets: Tensor) -> Tensor:
+    """The unit vector along a direction less its least-squares fit by the targets'."""
+    left = direction - targets.T @ torch.linalg.lstsq(targets.T, direction).solution
+    return left / left.norm()
 
 
 def table_of(numbers: dict[tuple[str, str, str], tuple[float, float, float]]) -> pd.DataFrame:
