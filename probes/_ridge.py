@@ -15,6 +15,7 @@ import numpy as np
 from interp import InterpError
 
 EPS = np.finfo(np.float64).eps
+BLOCK = 32  # rows of a normal matrix made at a time
 
 
 class Design:
@@ -38,8 +39,9 @@ class Design:
         self.origin = np.median(means, axis=0)
         self.x = x - self.origin
         self.counts = np.array([len(rows) for rows in self.rows])
-        self.sums = np.stack([self.x[rows].sum(axis=0) for rows in self.rows])
-        self.squares = np.stack([np.square(self.x[rows]).sum(axis=0) for rows in self.rows])
+        parts = [self.x[rows] for rows in self.rows]
+        self.sums = np.stack([part.sum(axis=0) for part in parts])
+        self.squares = np.stack([np.einsum("nd,nd->d", part, part) for part in parts])
 
     @cached_property
     def grams(self) -> list[np.ndarray]:
@@ -101,8 +103,6 @@ class Split:
 
     def matrix(self) -> np.ndarray:
         """[m m], made anew at each call, so that a factorisation may overwrite it."""
-        from scipy.linalg import blas
-
         if self.dual:
             means = self._kernel_means
             inner = self.base.kernel[np.ix_(self.train, self.train)]
@@ -111,13 +111,19 @@ class Split:
             inner += means.mean()
             return inner
         # Summed over the folds kept, not the total less the rest: a fold with an outlier would
-        # leave its rounding error behind. As costly, for the usual five folds.
-        gram = self.design.grams[self.folds[0]].copy()
-        for fold in self.folds[1:]:
-            gram += self.design.grams[fold]
-        blas.dger(-self.n, self.mean, self.mean, a=gram.T, overwrite_a=1)
-        gram /= self.base.scale
-        gram /= self.base.scale[:, None]
+        # leave its rounding error behind. Some rows at a time, which stay in the cache meanwhile.
+        grams, inverse = [self.design.grams[fold] for fold in self.folds], 1 / self.base.scale
+        centre = self.n * self.mean
+        gram = np.empty_like(grams[0])
+        for start in range(0, len(gram), BLOCK):
+            here = slice(start, start + BLOCK)
+            block = gram[here]
+            block[:] = grams[0][here]
+            for other in grams[1:]:
+                block += other[here]
+            block -= np.outer(centre[here], self.mean)
+            block *= inverse[here, None]
+            block *= inverse
         return gram
 
     @property
@@ -143,7 +149,10 @@ class Split:
 
     def scaled(self, rows: np.ndarray) -> np.ndarray:
         """Centred and scaled features: [row d]."""
-        return (self.design.x[rows] - self.mean) / self.base.scale
+        found = self.design.x[rows]
+        found -= self.mean
+        found /= self.base.scale
+        return found
 
     def weights(self, solution: np.ndarray) -> np.ndarray:
         """A solution as weights of scaled features: [d r]."""
