@@ -49,9 +49,12 @@ def interp(rows: Tensor, d_sae: int, k: int, size: int, steps: int, lr: float) -
 
 def sae_lens(rows: Tensor, d_sae: int, k: int, size: int, steps: int, lr: float) -> Any:
     """sae-lens' own SAETrainer over a data provider; defaults, our rate."""
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.training.sae_trainer import SAETrainer
+    from sae_lens.config import SAETrainerConfig  # type: ignore[import-not-found]
+    from sae_lens.saes.topk_sae import (  # type: ignore[import-not-found]
+        TopKTrainingSAE,
+        TopKTrainingSAEConfig,
+    )
+    from sae_lens.training.sae_trainer import SAETrainer  # type: ignore[import-not-found]
 
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=rows.shape[1], d_sae=d_sae, k=k))
     config = SAETrainerConfig(
@@ -68,7 +71,7 @@ def sae_lens(rows: Tensor, d_sae: int, k: int, size: int, steps: int, lr: float)
 
 def sparsify(rows: Tensor, d_sae: int, k: int, size: int, steps: int, lr: float) -> Any:
     """sparsify's SparseCoder with the steps of its Trainer.fit, which itself only takes a model."""
-    from sparsify import SparseCoder, SparseCoderConfig
+    from sparsify import SparseCoder, SparseCoderConfig  # type: ignore[import-not-found]
     from transformers import get_linear_schedule_with_warmup
 
     coder = SparseCoder(rows.shape[1], SparseCoderConfig(num_latents=d_sae, k=k))
