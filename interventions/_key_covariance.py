@@ -153,21 +153,36 @@ class Solver:
     def __init__(
         self, moment: Float[Tensor, "d_mlp d_mlp"], damping: int | float, layer: int
     ) -> None:
-        if damping < 0:
-            raise InterpError(f"damping={damping}: expected 0 or more")
-        self.matrix = moment.double() + damping * moment.double().diagonal().mean() * torch.eye(
-            len(moment), dtype=torch.float64
-        )
-        self.factor, info = torch.linalg.cholesky_ex(self.matrix)
-        if int(info) or not bool(self.factor.isfinite().all()):
+        factor = cholesky(damped(moment, damping))
+        if factor is None:
             rank = int(torch.linalg.matrix_rank(moment.double(), hermitian=True))
             raise InterpError(
                 f"the covariance of layer {layer} has rank {rank} over {len(moment)} neurons, so "
                 f"it has no inverse; measure it over more texts, or pass damping=0.01"
             )
+        self.factor = factor
 
     def __call__(self, x: Float[Tensor, "d_mlp n"]) -> Float[Tensor, "d_mlp n"]:
         return torch.cholesky_solve(x, self.factor)
+
+
+def cholesky(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"] | None:
+    """The lower factor; None for a matrix without an inverse, to float64's precision."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    pivots = factor.diagonal().square()
+    if int(info) or not bool(pivots.min() > 1e-15 * pivots.max()):
+        return None
+    return factor
+
+
+def damped(
+    moment: Float[Tensor, "d_mlp d_mlp"], damping: int | float
+) -> Float[Tensor, "d_mlp d_mlp"]:
+    """`C + damping mean(diag C) I` in float64."""
+    if damping < 0:
+        raise InterpError(f"damping={damping}: expected 0 or more")
+    wide = moment.double()
+    return wide + damping * wide.diagonal().mean() * torch.eye(len(wide), dtype=wide.dtype)
 
 
 def moment_for(

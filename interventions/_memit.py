@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from interp import Delta, Edit, InterpError, Model, Site
 from interp._answers import gather_streams
 from interp._model import as_model
-from interventions._key_covariance import KeyCovariance, moment_for
+from interventions._key_covariance import KeyCovariance, cholesky, damped, moment_for
 from interventions._projection import Projection, keys_and_outputs, projection
 from interventions._rewrite import Request, Rewrite, requests_of
 from interventions._rome import drift_rows
@@ -31,6 +31,7 @@ def memit(
     position: str = "subject_last",
     contexts: Sequence[str] | None = None,
     search: ValueSearch | None = None,
+    damping: int | float = 0.0,
     seed: int = 0,
 ) -> Edit:
     """Write many facts at once: in each layer `W + R K^T (weight C + K K^T)^-1`, in float64.
@@ -50,6 +51,7 @@ def memit(
         position: as for `rome`.
         contexts: as for `rome`; by default 5 of 10 tokens.
         search: how z is searched; by default 25 steps and a clamp of 0.75.
+        damping: times the mean of C's diagonal, added to it.
         seed: of the contexts.
 
     Returns:
@@ -65,7 +67,8 @@ def memit(
         ... ]
         >>> search = iv.ValueSearch(steps=5, drift_prompt="Meet {}.")
         >>> covariance = iv.key_covariance(model, texts, [1, 2])
-        >>> edit = iv.memit(model, facts, [1, 2], covariance, weight=10, search=search)
+        >>> options = {"weight": 10, "damping": 0.1, "search": search}
+        >>> edit = iv.memit(model, facts, [1, 2], covariance, **options)
         >>> [delta.parameter for delta in edit]
         ['model.layers.1.mlp.down_proj.weight', 'model.layers.2.mlp.down_proj.weight']
 
@@ -88,7 +91,7 @@ def memit(
             lacking = wanted - _streams(handle, last, requests)
         missing.append(float(lacking.norm(dim=1).mean()))
         rest = lacking / (len(places) - index) / at.block.multiplier
-        moment = moment_for(handle, covariance, at.layer, keys.shape[1])
+        moment = damped(moment_for(handle, covariance, at.layer, keys.shape[1]), damping)
         done.append(at.delta(*spread(keys.T, rest.T, moment, weight, at.layer)))
     note = {
         "facts": len(facts),
@@ -110,12 +113,11 @@ def spread(
     """Factors of `R K^T (weight C + K K^T)^-1`: R, and the solution's transpose."""
     if not weight > 0:
         raise InterpError(f"weight={weight}: expected more than 0")
-    matrix = weight * moment.double() + keys @ keys.T
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) or not bool(factor.isfinite().all()):
+    factor = cholesky(weight * moment.double() + keys @ keys.T)
+    if factor is None:
         raise InterpError(
             f"the covariance of layer {layer} has no inverse beside these {keys.shape[1]} facts; "
-            f"measure it over more texts, or raise weight={weight}"
+            f"measure it over more texts, or pass damping=0.01"
         )
     return rest, torch.cholesky_solve(keys, factor).T
 

@@ -57,6 +57,19 @@ def attacks(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def attacks_side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of attacks for a reader: a row a model and attack, a column a quantity."""
+    spans = [
+        f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for _, row in table.iterrows()
+    ]
+    shown = table.assign(span=spans)
+    wide = shown.pivot_table(
+        index=["model", "attack"], columns="quantity", values="span", aggfunc="first", sort=False
+    )
+    columns = [c for c in wide.columns if " - " not in c]
+    return wide[columns].fillna("").reset_index()
+
+
 def attack_estimates(part: pd.DataFrame, probe: str, seed: int) -> dict[str, Estimate]:
     """OM, OP and their controls for one model and attack (`all`: every attack)."""
     at = part if probe == "all" else part[part["probe"] == probe]
@@ -84,6 +97,8 @@ def attack_estimates(part: pd.DataFrame, probe: str, seed: int) -> dict[str, Est
             values.astype(float).tolist(), merged["group"].tolist(), seed, bounds=bounds
         )
     others = at[at["kind"] == "neighbour attack"]
+    if len(others):  # a neighbour whose own answer is the decoy says it without any attack
+        others = others[others["p_old"] != others["p_decoy"]]
     if len(others):
         found["neighbour, decoy"] = _mean(others, "said_decoy", seed)
     return found
@@ -212,7 +227,7 @@ def _reversal_claims(model: str, table: pd.DataFrame, seed: int) -> list[dict]:
     raised = _mean(
         donors.assign(d=donors["donor_old"] - donors["base_old"]), "d", seed, (-1.0, 1.0)
     )
-    why = "" if raised.mean > LITTLE else f"attacks raise P(old) by {raised.mean:.3f} only"
+    why = "" if raised.mean > LITTLE else f"attacks raise P(old) by less than {LITTLE}"
     rows = []
     for position, early in (("subject_last", True), ("last", False)):
         name = "early layers' subject" if early else "late layers' last position"
@@ -246,7 +261,7 @@ def _head_claims(
     people, held = changes["group"].nunique(), changes["p_old_whole"].mean()
     why = f"{people} odd cases" if people < ENOUGH else ""
     if not why and held <= LITTLE:
-        why = f"P(old) under the attack is {held:.3f}, so nothing can be taken away"
+        why = f"P(old) under the attack is below {LITTLE}"
     if why:
         return [_judged(model, name, None, why) for name in names]
     wide = changes.groupby(["case", "group", "removed"])["d_old"].mean().unstack("removed")
@@ -298,13 +313,12 @@ def _early_late(table: pd.DataFrame, position: str, early: bool, seed: int) -> E
 
 
 def _judged(model: str, claim: str, found: Estimate | None, note: str = "") -> dict:
-    row = {"model": model, "claim": claim, "note": note}
-    if found is None or found.low != found.low:
-        none = float("nan")
-        numbers = {"estimate": none, "low": none, "high": none}
-        return row | numbers | {"verdict": "could not be tested"}
-    numbers = {"estimate": found.mean, "low": found.low, "high": found.high}
-    return row | numbers | {"verdict": "held" if found.low > 0 else "did not hold"}
+    row: dict = {"model": model, "claim": claim, "verdict": "could not be tested"}
+    numbers = [float("nan")] * 3
+    if found is not None and found.low == found.low:
+        row["verdict"] = "held" if found.low > 0 else "did not hold"
+        numbers = [found.mean, found.low, found.high]
+    return row | dict(zip(("estimate", "low", "high"), numbers, strict=True)) | {"note": note}
 
 
 def verdict_lines(judged: pd.DataFrame, order: Sequence[str]) -> list[str]:
@@ -312,17 +326,21 @@ def verdict_lines(judged: pd.DataFrame, order: Sequence[str]) -> list[str]:
     lines = []
     for claim in dict.fromkeys(judged["claim"]):
         part = judged[judged["claim"] == claim].set_index("model")
-        words = []
+        words: list[str] = []
+        untested: dict[str, list[str]] = {}
         for model in order:
             if model not in part.index:
                 continue
             row = part.loc[model]
             if row["verdict"] == "could not be tested":
-                words.append(f"{model}: could not be tested ({row['note']})")
-            else:
-                more = f"; {row['note']}" if row["note"] else ""
-                span = f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
-                words.append(f"{model}: {row['verdict']}, {span}{more}")
+                untested.setdefault(row["note"], []).append(model)
+                continue
+            more = f"; {row['note']}" if row["note"] else ""
+            span = f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+            words.append(f"{model}: {row['verdict']}, {span}{more}")
+        words += [
+            f"{'; '.join(models)}: could not be tested ({why})" for why, models in untested.items()
+        ]
         lines.append(f"{claim[0].upper()}{claim[1:]}. {'. '.join(words)}.")
     return lines
 

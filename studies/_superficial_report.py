@@ -94,7 +94,7 @@ def sections(
                 "same on subjects that were not edited. Only the excess over the decoy speaks of "
                 "something held, and only the excess over no mention of the mention itself."
             ],
-            attacked,
+            measures.attacks_side_by_side(attacked),
             [draw("attacks", partial(figures.attacks, attacked, order), "All attacks together.")],
         ),
         Section(

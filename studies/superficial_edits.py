@@ -54,7 +54,8 @@ class SuperficialEdits:
     people: int = 36
     """People of the organism whose facts are edited and reported on."""
     inside: int = 20
-    """Cases of each kind of edit whose insides are read: patches, heads, vectors."""
+    """Cases of each kind of edit whose insides are read: patches, heads, vectors (of the unlearned
+    model all)."""
     dev: int = 12
     """Further people, on whom the layers are chosen."""
     documents: int = 300
@@ -169,7 +170,9 @@ class _Bench:
 
     def edited(self, name: str) -> pd.DataFrame:
         """The answers after one kind of edit, and the tables of what is inside."""
-        return self._measured(name, lambda: self.base, lambda: self.cases("test"), self._edits)
+        return self._measured(
+            name, lambda: self.base, lambda: self.cases("test"), self._edits, self.config.inside
+        )
 
     def unlearned(self) -> pd.DataFrame:
         """The same for the model that was made to forget."""
@@ -182,8 +185,9 @@ class _Bench:
             return opened[0]
 
         return self._measured(
-            UNLEARNED, model, lambda: unlearned_cases(self.config.seed, people), lambda _: [Edit()]
-        )
+            UNLEARNED, model, lambda: unlearned_cases(self.config.seed, people),
+            lambda _: [Edit()], None
+        )  # fmt: skip
 
     def table(self, kind: str, name: str) -> pd.DataFrame:
         """A table of an edited model that was made before."""
@@ -195,8 +199,9 @@ class _Bench:
         model: Callable[[], Model],
         cases: Callable[[], list[Case]],
         make: Callable[[str], list[Edit]],
+        inside: int | None,
     ) -> pd.DataFrame:
-        def each(measure: _Measure, most: int | None = self.config.inside) -> pd.DataFrame:
+        def each(measure: _Measure, most: int | None = inside) -> pd.DataFrame:
             """A measurement of the first cases, each under its edit."""
             parts = []
             every = cases()

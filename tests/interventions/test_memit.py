@@ -160,3 +160,10 @@ def test_layers_and_weights_that_mean_nothing():
             iv.memit(model, [FACT], layers, contexts=[], search=SEARCH)
     with pytest.raises(InterpError, match="weight=0: expected more than 0"):
         iv.memit(model, [FACT], [1], weight=0, contexts=[], search=SEARCH)
+    few = iv.key_covariance(model, texts(1), [1])
+    options = {"weight": 1.0, "contexts": [], "search": SEARCH}
+    with pytest.raises(InterpError, match=r"layer 1 has no inverse beside these 1 facts; .*=0\.01"):
+        iv.memit(model, [FACT], [1], few, **options)
+    assert len(iv.memit(model, [FACT], [1], few, damping=0.01, **options)) == 1
+    with pytest.raises(InterpError, match="damping=-1: expected 0 or more"):
+        iv.memit(model, [FACT], [1], few, damping=-1, **options)

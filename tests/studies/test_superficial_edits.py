@@ -288,6 +288,24 @@ def test_attacks_are_counted_against_their_decoys_on_edits_that_work():
     assert set(measures.working(answers_table(), measures.UNEDITED)["case"]) == {0, 1, 2, 3}
 
 
+def test_neighbours_whose_own_answer_is_the_decoy_do_not_count():
+    rows = [
+        {"model": "ROME", "case": 0, "group": "0", "kind": "neighbour attack", "probe": "Wiki",
+         "mention": "decoy", "said_new": False, "said_old": said, "said_decoy": said,
+         "p_old": 0.9, "p_new": 0.0, "p_decoy": 0.9 if said else 0.1}
+        for said in (True, False)
+    ]  # fmt: skip
+    table = pd.concat([answers_table(), pd.DataFrame(rows)])
+    found = measures.attack_estimates(measures.working(table, "ROME"), "all", 0)
+    assert found["neighbour, decoy"].mean == 0 and found["neighbour, decoy"].n == 1
+
+
+def test_attacks_are_shown_side_by_side():
+    shown = measures.attacks_side_by_side(measures.attacks(answers_table(), 0))
+    assert shown["attack"].tolist() == ["Wiki", "all"] and "OM - decoy" not in shown
+    assert shown.loc[0, "OM"].startswith("1.00 [") and shown.loc[1, "OM, decoy"].startswith("0.33")
+
+
 def test_only_cases_count_whose_edit_works():
     answers = pd.concat([answers_table(), answers_table().assign(model="MEMIT", said_new=True)])
     table = pd.DataFrame({"model": ["ROME"] * 4 + ["MEMIT"] * 4, "case": [0, 1, 2, 3] * 2})
