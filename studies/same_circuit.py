@@ -52,7 +52,7 @@ class SameCircuit:
     epochs: int = 3
     """Epochs of learning a mask."""
     penalty: float = 0.1
-    """Price of a head in a mask, in logits; at the paper's 0.01 a mask took half of all heads."""
+    """Price of a head in a mask, in logits (the paper's is 0.01, at which masks are larger)."""
     most: int = 6
     """Heads of a group at most."""
     draws: int = 10
@@ -121,7 +121,7 @@ class _Study:
         if not (c.base.startswith(ORGANISM) and c.tuned.startswith(ORGANISM)):
             raise InterpError("these checkpoints need prompts of their own: pass --prompts FILE")
         if self.few:
-            return of_scenes(8, 8, 16, c.boxes, c.seed)
+            return of_scenes(8, 8, 8, 3, c.seed)
         return of_scenes(c.find, c.test, c.swaps, c.boxes, c.seed)
 
     @property

@@ -7,7 +7,7 @@ import re
 import torch
 
 from studies import organisms
-from studies.organisms import looking, tracking
+from studies.organisms import evaluate, looking, shipped, tracking
 from studies.organisms.boxes import Boxes
 from studies.organisms.world import World
 
@@ -70,3 +70,37 @@ def test_any_position_can_be_fitted_to_look_back() -> None:
     seen = out.attentions[layer][torch.arange(40), 4, objects.at]  # [row pos]
     looked = seen[objects.value].mean().item()
     assert looked > 0.5 and abs(looked - reached[str(layer)]) < 0.2
+
+
+def test_the_shipped_ones_find_what_they_were_told() -> None:
+    """Half right as planted, nearly always after tuning; two hops, never trained, at chance."""
+    world = World(0)
+    asked = {
+        hops: world.boxes(120, "test", 97, moves=min(hops, 1), hops=hops) for hops in (0, 1, 2)
+    }
+    right = {}
+    for name in ("boxes@0", "boxes"):
+        model, tok = organisms.load(name)
+        for hops, scenes in asked.items():
+            found = evaluate.exact(model, tok, [(s.prompt, s.answer) for s in scenes], end=False)
+            right[name, hops] = sum(found) / len(found)
+    assert 0.4 < right["boxes@0", 0] < 0.7
+    assert right["boxes", 0] > 0.9 and right["boxes", 1] > 0.9 and right["boxes", 2] < 0.45
+
+
+def test_as_planted_only_the_planted_heads_differ_from_the_base() -> None:
+    base, planted = shipped.state("base"), shipped.state("boxes@0")
+    width = 32
+    for name, tensor in planted.items():
+        differs = (tensor != base[name]).nonzero()
+        layer = int(name.split(".")[2]) if ".layers." in name else -1
+        groups = {tracking.CARRY: (0, 1)} | dict.fromkeys(tracking.LOOKUP, (0,))
+        kind = name.split(".")[-2]
+        if layer not in groups or kind not in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            assert not len(differs), name
+            continue
+        axis, heads = (1 if kind == "o_proj" else 0), (1 if kind in ("k_proj", "v_proj") else 2)
+        own = {
+            head for group in groups[layer] for head in range(group * heads, (group + 1) * heads)
+        }
+        assert set((differs[:, axis] // width).tolist()) == own, name
