@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import Edit
+from interp import Edit, InterpError
 from interp._record import load_record, replacing, save_record
 
 if TYPE_CHECKING:
@@ -86,12 +86,18 @@ class HeadGates:
 
     @staticmethod
     def load(path: str | Path) -> HeadGates:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            InterpError: no gates there, or damaged ones.
+        """
         tensors, meta = load_record(Path(path) / "gates", "head_gates")
         edit = Edit.load(Path(path) / "edit")
-        return HeadGates(
-            edit, tensors["additive"], tensors["multiplicative"], meta["history"], meta["gates"]
-        )
+        try:
+            additive, multiplicative = tensors["additive"], tensors["multiplicative"]
+            return HeadGates(edit, additive, multiplicative, meta["history"], meta["gates"])
+        except KeyError as error:
+            raise InterpError(f"{path} is damaged: it lacks {error}; learn it anew") from error
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{layer}.{head}" for layer, head in self.heads[:8])

@@ -41,7 +41,7 @@ NAME = "head-edits"
 PLAIN, SHOWN, HEADS = "as it is", "examples in the prompt", "head edits"
 BEFORE = "before the heads were turned"
 PLANTED, NEW = "planted heads", "new form"
-PRICES = (0.0, 0.3, 3.0)  # beside the one of the run
+PRICES = (0.0, 0.5, 1.0, 5.0)  # beside the one of the run
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class HeadEdits:
     """Rates tried for each way and task; the one with the least loss on dev is taken."""
     planted: int = 4
     """Heads that are turned around."""
-    price: float = 1.0
-    """Of the gates, in nats for all heads."""
+    price: float = 2.0
+    """Of the gates, in nats for all heads; of 1, 2 and 5 the best on dev at 50 questions."""
     shown: int = 8
     """Solved questions in a prompt."""
     dev: int = 48
     """Questions that choose the rate and the epoch."""
-    test: int = 120
+    test: int = 180
     """Questions that are reported on."""
     out: Path = Path("runs/head-edits")
     """The run folder; an interrupted run continues there."""
@@ -319,7 +319,7 @@ def _difference(answers: pd.DataFrame, task: str, one: str, other: str, size: in
         values = a["right"].to_numpy() - before.to_numpy()
     else:
         values = (a["right"] - b["right"].reindex(a.index)).to_numpy()
-    return cluster_mean(values.tolist(), a["group"].tolist(), bounds=(-1.0, 1.0))
+    return cluster_mean(values.tolist(), a["group"].tolist(), bounds=None)
 
 
 def _verdict(
@@ -405,7 +405,7 @@ def _sections(
             [
                 "Dev loss (nats a token) at the smallest size and first seed; the least is used."
                 if config.tried > 1
-                else "Fixed beforehand; --tried 3 chooses among three on dev."
+                else "Fixed: the better of two on the organism's dev; --tried 3 chooses anew."
             ],
             rates if config.tried > 1 else rates.drop(columns="dev"),
         ),

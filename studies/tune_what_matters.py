@@ -388,7 +388,7 @@ def _sections(
     chosen = (
         "each way's rate is that of the least loss on dev problems of the new task"
         if config.tried > 1
-        else "rates were fixed beforehand (--tried 3 chooses among three on dev)"
+        else "rates are those that dev chose on the shipped organism (--tried 3 chooses anew)"
     )
     return [
         Section(

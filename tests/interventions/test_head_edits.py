@@ -204,6 +204,10 @@ def test_gates_come_back_from_disk(tmp_path: Path):
     axes = found.plot()
     assert axes.get_xlabel() == "head"
     assert len(found.table()) == 12
+    meta = tmp_path / "gates" / "gates" / "meta.json"
+    meta.write_text(meta.read_text().replace('"history"', '"histories"'))
+    with pytest.raises(InterpError, match="damaged: it lacks 'history'; learn it anew"):
+        iv.HeadGates.load(tmp_path / "gates")
 
 
 def test_what_cannot_be_learned_is_said():
