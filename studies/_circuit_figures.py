@@ -73,13 +73,16 @@ def _bars(ax: Axes, table: pd.DataFrame, title: str) -> None:
             row.accuracy, place, xerr=[[below], [above]], fmt="x" if control else "o",
             color=CONTROL if control else TUNED, capsize=2, markersize=5,
         )  # fmt: skip
+    ends = {name: table[table["what"] == name].iloc[0] for name in ("base", "tuned")}
+    rising = ends["base"]["accuracy"] <= ends["tuned"]["accuracy"]
     for name, colour in (("base", BASE), ("tuned", TUNED)):
-        line = table[table["what"] == name].iloc[0]
+        line, left = ends[name], (name == "base") == rising
         ax.axvline(line["accuracy"], color=colour, linewidth=1, linestyle="--")
         ax.axvspan(line["low"], line["high"], color=colour, alpha=0.1, linewidth=0)
         ax.annotate(
             name, (line["accuracy"], 1.0), xycoords=("data", "axes fraction"), color=colour,
-            xytext=(0, 2), textcoords="offset points", ha="center", fontsize=9,
+            xytext=(-2 if left else 2, 2), textcoords="offset points",
+            ha="right" if left else "left", fontsize=9,
         )  # fmt: skip
     ax.set_yticks(range(len(shown)), list(shown["what"]))
     ax.invert_yaxis()

@@ -150,7 +150,7 @@ class _Study:
         if not tables:
             raise InterpError(
                 "path patching found no head whose loss moves the answer by 2 % for sure, in "
-                "neither model; do they answer these prompts at all?"
+                "neither model; do they answer these prompts at all, and are there enough of them?"
             )
         return _joined(tables)
 
