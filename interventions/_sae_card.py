@@ -94,7 +94,7 @@ class SAECard:
         axes = plt.subplots(figsize=(5, 3.2))[1] if ax is None else ax
         alive = self.density[self.density > 0]
         axes.hist(alive.log10().tolist(), bins=40, color="tab:blue")
-        axes.set_xlabel("log10 of the share of tokens at which a feature fires")
+        axes.set_xlabel("log10 of the share of tokens")
         axes.set_ylabel("features")
         never = int((self.density == 0).sum())
         axes.set_title(f"{len(alive)} features fire, {never} never do", fontsize=10)

@@ -27,7 +27,7 @@ def card_html(
     say = html.escape
     rows = "".join(
         f"<tr><td>{say(str(r.quantity))}</td><td>{_number(r.value)}</td>"
-        f"<td>{_number(r.low)} to {_number(r.high)}</td><td>{_number(r.random)}</td></tr>"
+        f"<td>{_between(r.low, r.high)}</td><td>{_number(r.random)}</td></tr>"
         for r in table.itertuples()
     )
     by_feature: dict[int, list[Mapping[str, Any]]] = {}
@@ -53,6 +53,10 @@ def card_html(
         f'<img alt="what is kept, and how often features fire" src="card.png">'
         f"<h2>Where the {len(shown)} most frequent features fire most</h2>{features}</html>\n"
     )
+
+
+def _between(low: float, high: float) -> str:
+    return "" if low != low else f"{_number(low)} to {_number(high)}"
 
 
 def _number(value: float) -> str:
