@@ -18,8 +18,9 @@ from interp._patch.source import check_source
 from interp._reading import require_unembed
 from probes._forgetting_fact import Fact, check_facts, check_probe
 from probes._forgetting_patch import patched
-from probes._forgetting_probe import probed, random_twin
+from probes._forgetting_probe import probed
 from probes._forgetting_record import Forgetting
+from probes._random_twin import random_twin
 
 if TYPE_CHECKING:
     from probes._linear_probe import LinearProbe
@@ -124,7 +125,7 @@ def forgetting(
         if probe is not None:
             fitted = _probe(probe, seed)
             if random_model:
-                twin = random_twin(before, seed)
+                twin = random_twin(before, seed=seed)
                 last["random"] = _last_streams(twin, everything, batch_size, bar.update)
             found = probed(last, judged, extra, tokens, wanted, fitted, folds, seed)
             rank |= {name: value[0] for name, value in found.items()}

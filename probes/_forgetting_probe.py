@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp import InterpError, Model
 from probes._forgetting_fact import Fact
 
 Found = tuple[Int[Tensor, "fact layer who"], Float[Tensor, "fact layer who"]]
@@ -79,27 +78,6 @@ def probed(
                 found[name][0][inside, layer] = rank
                 found[name][1][inside, layer] = prob
     return found
-
-
-def random_twin(model: Model, seed: int) -> Model:
-    """An untrained model of the same shape, dtype and device: what its layout alone lets one tell.
-
-    Raises:
-        InterpError: a module that cannot be made anew from its configuration.
-    """
-    module: Any = model.module
-    weight = model.anatomy.embedding_weight
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            twin = type(module)(module.config)
-        except (TypeError, AttributeError) as error:
-            raise InterpError(
-                f"an untrained {type(module).__name__} cannot be made from its config ({error}); "
-                f"pass random_model=False"
-            ) from error
-    twin = twin.to(weight.device, weight.dtype).eval()
-    return Model(twin, model.tokenizer, "untrained", None, model.check)
 
 
 def _splits(

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from interp import Model
+from interp import InterpError, Model
 
 
 def random_twin(model: Model | nn.Module, *, seed: int = 0) -> Model:
@@ -23,6 +23,9 @@ def random_twin(model: Model | nn.Module, *, seed: int = 0) -> Model:
     Returns:
         A handle in eval mode, in the model's dtype and on its device.
 
+    Raises:
+        InterpError: a module that cannot be made anew from its configuration.
+
     Examples:
         >>> twin = probes.random_twin(model)
         >>> control = interp.capture(twin, texts, "resid_post.*", positions="last")
@@ -36,6 +39,12 @@ def random_twin(model: Model | nn.Module, *, seed: int = 0) -> Model:
     like = handle.anatomy.embedding_weight
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        twin = AutoModelForCausalLM.from_config(copy.deepcopy(handle.module.config))
+        try:
+            twin = AutoModelForCausalLM.from_config(copy.deepcopy(handle.module.config))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InterpError(
+                f"an untrained {type(handle.module).__name__} cannot be made from its config "
+                f"({error}); go without this control"
+            ) from error
     twin = twin.to(device=like.device, dtype=like.dtype).eval()
     return Model(twin, handle.tokenizer, f"{handle.name} (random, seed {seed})", check=handle.check)

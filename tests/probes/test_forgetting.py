@@ -16,8 +16,9 @@ import probes
 from interp import InterpError, Model
 from probes import Fact, Forgetting
 from probes._forgetting_fact import check_facts, check_probe
-from probes._forgetting_probe import probed, random_twin
+from probes._forgetting_probe import probed
 from probes._forgetting_verdict import gate_of
+from probes._random_twin import random_twin
 from studies import organisms
 from studies.organisms import lexicon
 from studies.organisms.world import World, question
@@ -293,7 +294,7 @@ def test_streams_that_are_all_the_same_cannot_be_told_apart() -> None:
 
 
 def test_the_untrained_twin_has_the_shape_and_not_the_weights(base: Model) -> None:
-    twin, again = random_twin(base, 1), random_twin(base, 1)
+    twin, again = random_twin(base, seed=1), random_twin(base, seed=1)
     ours, theirs = base.module.state_dict(), twin.module.state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     name = "model.layers.3.mlp.up_proj.weight"
