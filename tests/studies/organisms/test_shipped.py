@@ -115,8 +115,8 @@ def test_seeds_and_steps_are_part_of_a_name(monkeypatch: pytest.MonkeyPatch) -> 
     assert shipped.parse("rl", seed=1, step=8) == shipped.parse("rl-seed1@8") == ("rl-seed1", 8)
     assert shipped.parse("rl", seed=0) == ("rl", None)
     assert shipped.parent("rl-seed1") == "base"
-    assert shipped.parent("sft_rl-seed1") == "sft-seed1"
-    assert shipped.parent("sft_rl-seed2") == "sft"
+    assert shipped.parent("sft_rl-seed1") == "sft-seed1@20"
+    assert shipped.parent("sft_rl-seed2") == "sft@20"
     with pytest.raises(ValueError, match="no organism 'rl-seed2'; there are base, sft"):
         shipped.parse("rl", seed=2)
     with pytest.raises(ValueError, match="no checkpoint 9 of 'rl-seed1'; there are 8, 15"):
