@@ -16,6 +16,8 @@ from torch import Tensor
 from interp._errors import InterpError
 from interp._weights.stored import Stored, whole
 
+# Ways to begin an adapter that take out of the base what they put into it.
+_MOVES_THE_BASE = ("corda", "loftq", "olora", "pissa")
 _PREFIX = "base_model.model."
 _KINDS = {"lora_A": "A", "lora_B": "B", "lora_embedding_A": "A", "lora_embedding_B": "B"}
 
@@ -86,6 +88,13 @@ def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
         raise InterpError(
             f"{folder} also trains biases (bias={config['bias']!r}); merge it "
             f"(merge_and_unload, save_pretrained) and give the merged folder"
+        )
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(_MOVES_THE_BASE):
+        raise InterpError(
+            f"{folder} began as {start}, which moves the base's weights too, so its change is not "
+            f"to the base you have; save it converted (path_initial_model_for_weight_conversion), "
+            f"or merge it and give the merged folder"
         )
 
 

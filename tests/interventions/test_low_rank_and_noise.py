@@ -93,6 +93,16 @@ def test_the_shipped_adapter_gives_the_shipped_organism():
 
 
 @ours
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_that_moved_its_base_is_refused(start: str, tmp_path: Path):
+    """peft took out of the base what it put in, so base + B A is another model than the trained."""
+    base, merged = adapter("llama", tmp_path / "adapter", init_lora_weights=start)
+    del merged
+    with pytest.raises(InterpError, match=f"began as {start}, which moves the base's weights"):
+        iv.lora(tmp_path / "adapter", base)
+
+
+@ours
 def test_what_is_no_adapter_or_no_checkpoint_is_said(tmp_path: Path):
     base, _ = adapter("llama", tmp_path / "adapter", target_modules=["q_proj"])
     folder = saved(base, tmp_path / "base")
