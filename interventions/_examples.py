@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from interp._answers import Teacher, answer_tokens, teacher_forced
 from interp._batch import Batch
 from interp._forward import accepted
 
+T = TypeVar("T")
 Example = tuple[str, str]  # a prompt and its completion, with the space that it starts with
 
 
@@ -50,25 +52,17 @@ def encode(model: Model, examples: Sequence[Example], *, end: bool) -> list[Enco
     return found
 
 
-def batches(
-    encoded: Sequence[Encoded], rows: int, steps: int, seed: int
-) -> Iterator[list[Encoded]]:
+def batches(examples: Sequence[T], rows: int, steps: int, seed: int) -> Iterator[list[T]]:
     """Batches for some steps: every example once an epoch, each epoch in an order of its own.
 
     Raises:
-        InterpError: fewer examples than a batch has rows.
+        InterpError: fewer examples than a batch has rows; at once, not with the first batch.
     """
-    if len(encoded) < rows:
+    if len(examples) < rows:
         raise InterpError(
-            f"there are {len(encoded)} examples and a batch has {rows} rows; lower rows"
+            f"there are {len(examples)} examples and a batch has {rows} rows; lower rows"
         )
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
-    for _ in range(steps):
-        if len(order) < rows:
-            order += torch.randperm(len(encoded), generator=generator).tolist()
-        chosen, order = order[:rows], order[rows:]
-        yield [encoded[i] for i in chosen]
+    return _drawn(examples, rows, steps, torch.Generator().manual_seed(seed))
 
 
 def completion_loss(model: Model, examples: Sequence[Encoded]) -> Float[Tensor, ""]:
@@ -95,3 +89,14 @@ def mean_loss(model: Model, encoded: Sequence[Encoded], rows: int = 64) -> float
 def _teacher_forced(model: Model, examples: Sequence[Encoded]) -> tuple[Batch, Teacher]:
     prompts = model.batch([list(example.prompt) for example in examples])
     return teacher_forced(model, prompts, [[list(example.completion)] for example in examples])
+
+
+def _drawn(
+    examples: Sequence[T], rows: int, steps: int, generator: torch.Generator
+) -> Iterator[list[T]]:
+    order: list[int] = []
+    for _ in range(steps):
+        if len(order) < rows:
+            order += torch.randperm(len(examples), generator=generator).tolist()
+        chosen, order = order[:rows], order[rows:]
+        yield [examples[i] for i in chosen]

@@ -107,7 +107,7 @@ def masked_tune(
     handle = as_model(model)
     refuse_compiled(handle.module)
     _check(steps, rows, lr, warmup, remask, dev_every, mask)
-    encoded = encode(handle, examples, end=end)
+    drawn = batches(encode(handle, examples, end=end), rows, steps, seed)
     held_out = encode(handle, dev, end=end) if dev else []
     made = mask(handle) if callable(mask) else mask
     lean = Prior.of(handle, prior, made.index, pull) if prior is not None else None
@@ -124,7 +124,7 @@ def masked_tune(
             best.offer(mean_loss(handle, held_out), 0, tuned)
         bar = tqdm(total=steps, desc="steps", delay=2, leave=False, disable=not progress)
         with bar:
-            for step, chosen in enumerate(batches(encoded, rows, steps, seed), 1):
+            for step, chosen in enumerate(drawn, 1):
                 loss = _backward(handle, chosen)
                 if not math.isfinite(loss) or not tuned.finite():
                     note["stopped"] = _stopped(step, loss, lr)

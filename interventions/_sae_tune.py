@@ -26,6 +26,7 @@ from interp._model import as_model
 from interp._reading import refuse_compiled
 from interp._selfcheck import evaluating
 from interventions._choose import Layers, Modules, choose
+from interventions._examples import batches
 from interventions._sae import SAE
 from interventions._sae_splice import GRADS, splice, stands_for
 from interventions._sae_stream import token_ids
@@ -118,8 +119,7 @@ def tune_with_sae(
     if sae_grad not in GRADS:
         raise InterpError(f"sae_grad={sae_grad!r}; {nearest(sae_grad, GRADS)}")
     train = _encoded(handle, data, context)
-    if len(train) < rows:
-        raise InterpError(f"there are {len(train)} texts and a step has {rows} rows; lower rows")
+    drawn = batches(train, rows, steps, seed)
     held_out = _encoded(handle, dev, context) if dev else []
     history: list[dict[str, float | int]] = []
     note: dict[str, Any] = {
@@ -144,7 +144,7 @@ def tune_with_sae(
         before = factors.copy()
         bar = tqdm(total=steps, desc="steps", delay=2, leave=False, disable=not progress)
         with bar:
-            for step, ids in enumerate(_batches(train, rows, steps, seed), 1):
+            for step, ids in enumerate(drawn, 1):
                 batch = handle.batch(ids)
                 teacher = teacher_logits(handle, batch)
                 with torch.enable_grad(), factors.on():
@@ -156,6 +156,7 @@ def tune_with_sae(
                 if not (value.isfinite() and all(bool(g.isfinite().all()) for g in gradient)):
                     note["stopped"] = _stopped(step, lr)
                     factors.restore(before)
+                    history.pop()
                     break
                 history.append({"step": step, "loss": float(value.detach())})
                 for parameter, one in zip(factors.parameters, gradient, strict=True):
@@ -310,19 +311,6 @@ def _encoded(model: Model, data: Sequence[Any], context: int | None) -> list[lis
     if isinstance(data, str) or not len(data):
         raise InterpError("expected a list of texts (or of token ids), at least one")
     return [token_ids(model, one, context or model.anatomy.max_positions) for one in data]
-
-
-def _batches(
-    texts: Sequence[list[int]], rows: int, steps: int, seed: int
-) -> Iterator[list[list[int]]]:
-    """Every text once an epoch, each epoch in an order of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
-    for _ in range(steps):
-        if len(order) < rows:
-            order += torch.randperm(len(texts), generator=generator).tolist()
-        chosen, order = order[:rows], order[rows:]
-        yield [texts[i] for i in chosen]
 
 
 def _stopped(step: int, lr: int | float) -> str:

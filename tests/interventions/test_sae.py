@@ -394,7 +394,7 @@ def test_source_and_target_may_differ_and_the_edit_travels(tmp_path: Path):
 def test_what_cannot_be_tuned_is_said():
     model = model_of()
     sae = sae_of(model)
-    with pytest.raises(InterpError, match="6 texts and a step has 7 rows; lower rows"):
+    with pytest.raises(InterpError, match="6 examples and a batch has 7 rows; lower rows"):
         tuned(model, sae, rows=7)
     with pytest.raises(InterpError, match="expected a list of texts"):
         iv.tune_with_sae(model, sae, [])
