@@ -16,8 +16,9 @@ from interp import ActivationStore, InterpError, Model, Site
 from interp._hooked import ports_of
 from interp._model import as_model
 from interp._reading import fingerprint
+from interventions import _sae_checkpoint
+from interventions._checkpoint import Checkpoint
 from interventions._sae import SAE
-from interventions._sae_checkpoint import Checkpoint
 from interventions._sae_learner import Learner
 from interventions._sae_plan import SAEPlan
 from interventions._sae_stream import Shuffled, chunks_of
@@ -181,8 +182,8 @@ def train_saes(
         "drop_first": drop_first, "max_norm": max_norm, "seed": seed,
         "weights": fingerprint(handle.module), "texts": len(data),
     }  # fmt: skip
-    kept = None if checkpoint is None else Checkpoint(Path(checkpoint), asked)
-    done = 0 if kept is None else kept.restore(stream, learners)
+    kept = None if checkpoint is None else Checkpoint(checkpoint, _sae_checkpoint.KIND, asked)
+    done = 0 if kept is None else _sae_checkpoint.restored(kept, stream, learners)
     stopped = None
     bar = tqdm(
         total=steps, initial=done, desc="steps", unit="step", delay=2, leave=False,
@@ -199,7 +200,7 @@ def train_saes(
                 stopped = _stopped(lost, step, learners)
                 break
             if kept is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-                kept.save(step + 1, stream, learners)
+                _sae_checkpoint.save(kept, step + 1, stream, learners)
             bar.update()
     shared = {key: value for key, value in asked.items() if key != "plans"}
     made = {

@@ -1,0 +1,59 @@
+"""The state of a training on disk, so that an interrupted one continues."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from interp import InterpError
+from interp._record import load_record, save_record
+
+
+class Checkpoint:
+    """A folder with the last state that was written whole.
+
+    Args:
+        path: the folder.
+        kind: of training.
+        asked: what identifies the training, as plain JSON.
+    """
+
+    def __init__(self, path: str | Path, kind: str, asked: Mapping[str, Any]) -> None:
+        self.path, self.kind = Path(path), kind
+        self.asked = json.loads(json.dumps(asked))
+
+    def restore(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What was saved last; None for nothing yet.
+
+        Raises:
+            InterpError: the folder holds another training.
+        """
+        if not (self.path / "meta.json").is_file():
+            return None
+        tensors, meta = load_record(self.path, self.kind)
+        if meta["asked"] != self.asked:
+            differing = [k for k in self.asked if meta["asked"].get(k) != self.asked[k]]
+            raise InterpError(
+                f"{self.path} holds the state of another training (another "
+                f"{' and '.join(differing)}); choose a new folder, or delete this one"
+            )
+        return tensors, meta
+
+    def save(self, tensors: Mapping[str, Tensor], **meta: Any) -> None:
+        """Write a state in place of the one before."""
+        save_record(self.path, self.kind, tensors, {"asked": self.asked, **meta})
+
+    def remove(self) -> None:
+        """The training is done."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin so, without the prefix."""
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
