@@ -38,7 +38,10 @@ def load_sae(path: str | Path) -> SAE:
     Known by its files: `cfg.json` and `sae_weights.safetensors` (SAELens, also before 6);
     `cfg.json` and `sae.safetensors` (sparsify); `ae.pt` and perhaps `config.json`
     (dictionary_learning). Weights become float32. Latents that a layout multiplies by the norms of
-    the decoder's rows are read so too: the norms are folded into the weights.
+    the decoder's rows are read so too: the norms are folded into the weights. Of a dictionary,
+    latents are what `encode` gives by default in version 0.1 of its library; gated ones used to be
+    multiplied by these norms, and no file tells. Without `config.json` a BatchTopK is read as a
+    topk, whose tensors have the same names.
 
     Args:
         path: the folder, or the file with the weights in it.
@@ -52,7 +55,8 @@ def load_sae(path: str | Path) -> SAE:
         >>> iv.load_sae(made.save("sae/")).site
         'resid_post.3'
 
-    Source: the layouts as their libraries write them (SAELens 6.54, sparsify, dictionary_learning).
+    Source: the layouts as their libraries write them (SAELens 6.54, sparsify, dictionary_learning
+    0.1: `dictionary.py` and `trainers/` as of August 2025).
     We deviate from SAELens' own reader of sparsify folders, which transposes the decoder and takes
     every hook for the residual stream.
     """
@@ -169,46 +173,58 @@ def _dictionary_learning(folder: Path) -> SAE:
         raise InterpError(
             f"{file} is damaged or no plain state dict: {_first(error)}; fetch it again"
         ) from error
+    if isinstance(held, Mapping) and isinstance(held.get("ae"), Mapping):
+        raise InterpError(
+            f"{file} is the backup of a training that stopped at step {held.get('step')}, in the "
+            f"unit of that training; let it end, or take one of its checkpoints"
+        )
+    if not isinstance(held, Mapping) or not all(torch.is_tensor(t) for t in held.values()):
+        raise InterpError(f"{file} is no plain state dict; expected tensors by name")
     config = _json(folder, "config.json", "ae.pt") if (folder / "config.json").is_file() else {}
     trainer = config.get("trainer", config)
-    named = str(trainer.get("dict_class", ""))
-    options: dict[str, Any] = {"center": True}
-    folding = False
-    if "r_mag" in held:
-        kind, folding = "gated", True
-        tensors = {"W_enc": _transposed(held, "encoder.weight"), "b_dec": held.get("decoder_bias")}
-        tensors |= {"b_gate": held.get("gate_bias"), "r_mag": held["r_mag"]}
-        tensors |= {"b_enc": held.get("mag_bias"), "W_dec": _transposed(held, "decoder.weight")}
-    elif "W_enc" in held:
-        kind, folding = "jumprelu", True
-        names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-        tensors = {name: held.get(name) for name in names}
-        options["center"] = False
-    else:
-        tensors = {
-            "W_enc": _transposed(held, "encoder.weight"), "b_enc": held.get("encoder.bias"),
-            "W_dec": _transposed(held, "decoder.weight"),
-        }  # fmt: skip
-        if "k" in held:
-            kind = "batchtopk" if named.startswith(("BatchTopK", "Matryoshka")) else "topk"
-            tensors["b_dec"] = held.get("b_dec")
-            options["k"] = int(held["k"])
-            if kind == "batchtopk":
-                width = len(held["encoder.bias"])
-                tensors["threshold"] = held["threshold"].clamp(min=0).expand(width).clone()
-        else:
-            kind = "standard"
-            options["center"] = "bias" in held  # AutoEncoderNew keeps its bias in the decoder
-            tensors["b_dec"] = held.get("bias", held.get("decoder.bias"))
-    layer, where = trainer.get("layer"), str(trainer.get("submodule_name") or "")
+    named, where = str(trainer.get("dict_class", "")), str(trainer.get("submodule_name") or "")
+    kind, tensors, options = _of_dictionary(held, trainer, named)
     kinds = [kind_ for word, kind_ in _SUBMODULE.items() if word in where]
+    layer = trainer.get("layer")
     site = f"{kinds[0]}.{layer}" if kinds and isinstance(layer, int) else None
     sae = _built(
         folder, kind, tensors, {}, site, str(trainer.get("lm_name") or ""),
         meta={"read from": "dictionary_learning", "dict_class": named, "submodule": where},
         **options,
     )  # fmt: skip
-    return _folded(sae) if folding else sae
+    # Its reader scales the decoder of an AutoEncoder to norm 1, and of no other class.
+    return _folded(sae) if "bias" in held else sae
+
+
+def _of_dictionary(
+    held: Mapping[str, Tensor], trainer: Mapping[str, Any], named: str
+) -> tuple[str, dict[str, Tensor | None], dict[str, Any]]:
+    """Kind, weights and options of a dictionary's state dict; which class it is, its keys tell."""
+    names = ("W_enc", "W_dec", "b_enc", "b_dec")
+    tensors: dict[str, Tensor | None]
+    if "W_enc" in held:  # matrices as they are multiplied: JumpReLU and Matryoshka
+        tensors = {name: held.get(name) for name in names}
+        if "k" not in held:
+            return "jumprelu", tensors | {"threshold": held.get("threshold")}, {"center": False}
+    else:
+        tensors = {
+            "W_enc": _transposed(held, "encoder.weight"), "b_enc": held.get("encoder.bias"),
+            "W_dec": _transposed(held, "decoder.weight"), "b_dec": held.get("b_dec"),
+        }  # fmt: skip
+    if "r_mag" in held:
+        tensors |= {"b_enc": held.get("mag_bias"), "b_dec": held.get("decoder_bias")}
+        return "gated", tensors | {"b_gate": held.get("gate_bias"), "r_mag": held["r_mag"]}, {}
+    if "b_dec" not in held:  # AutoEncoderNew keeps its bias in the decoder, and subtracts none
+        tensors["b_dec"] = held.get("bias", held.get("decoder.bias"))
+        return "standard", tensors, {"center": "bias" in held}
+    k = held.get("k", trainer.get("k"))
+    options = {"k": None if k is None else int(k)}
+    if not ("W_enc" in held or named.startswith("BatchTopK")):
+        return "topk", tensors, options
+    threshold, bias = held.get("threshold"), tensors["b_enc"]
+    if threshold is not None and bias is not None:  # -1 stands for none yet, and relu comes first
+        tensors["threshold"] = threshold.clamp(min=0).expand(len(bias)).clone()
+    return "batchtopk", tensors, options
 
 
 def _built(

@@ -96,54 +96,57 @@ def test_sparsify(name: str, site: str | None, tmp_path: Path):
 
 
 def dictionary(kind: str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """A state dict of dictionary_learning and its config."""
+    """A state dict of dictionary_learning 0.1 and its config; no decoder row has norm 1."""
     enc, dec, bias, b = (drawn(*s, seed=i) for i, s in enumerate([(M, D), (D, M), (M,), (D,)]))
     config: dict[str, object] = {"layer": 2, "lm_name": "m", "submodule_name": "resid_post_layer_2"}
-    if kind == "JumpReluAutoEncoder":
-        held = {"W_enc": enc.T, "b_enc": bias, "W_dec": dec.T, "b_dec": b}
-        held["threshold"] = drawn(M, seed=9).abs()
-    elif kind == "GatedAutoEncoder":
-        held = {"encoder.weight": enc, "decoder.weight": dec, "decoder_bias": b}
-        held |= {"r_mag": 0.3 * drawn(M, seed=9), "gate_bias": drawn(M, seed=10), "mag_bias": bias}
-    elif kind == "AutoEncoder":
-        held = {"encoder.weight": enc, "encoder.bias": bias, "decoder.weight": dec, "bias": b}
-    elif kind == "AutoEncoderNew":
-        held = {"encoder.weight": enc, "encoder.bias": bias, "decoder.weight": dec}
-        held["decoder.bias"] = b
-    else:
-        held = {"encoder.weight": enc, "encoder.bias": bias, "decoder.weight": dec, "b_dec": b}
-        held |= {"k": torch.tensor(K), "threshold": torch.tensor(0.4)}
+    linear = {"encoder.weight": enc, "decoder.weight": dec}
+    plain = {"W_enc": enc.T, "b_enc": bias, "W_dec": dec.T, "b_dec": b}
+    sparse = {"k": torch.tensor(K, dtype=torch.int), "threshold": torch.tensor(0.4)}
+    held = {
+        "JumpReluAutoEncoder": plain | {"threshold": drawn(M, seed=9).abs()},
+        "MatryoshkaBatchTopKSAE": plain | sparse | {"group_sizes": torch.tensor([4, M - 4])},
+        "GatedAutoEncoder": linear | {
+            "decoder_bias": b, "r_mag": 0.3 * drawn(M, seed=9), "gate_bias": drawn(M, seed=10),
+            "mag_bias": bias,
+        },
+        "AutoEncoder": linear | {"encoder.bias": bias, "bias": b},
+        "AutoEncoderNew": linear | {"encoder.bias": bias, "decoder.bias": b},
+        "AutoEncoderTopK": linear | {"encoder.bias": bias, "b_dec": b} | sparse,
+        "BatchTopKSAE": linear | {"encoder.bias": bias, "b_dec": b} | sparse,
+    }[kind]  # fmt: skip
     return {n: t.contiguous() for n, t in held.items()}, {"trainer": config | {"dict_class": kind}}
 
 
 def dictionary_by_hand(kind: str, held: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents and reconstruction as that library's forward computes them."""
-    if kind == "JumpReluAutoEncoder":
-        pre, norm = x @ held["W_enc"] + held["b_enc"], held["W_dec"].norm(dim=1)
-        z = (pre * (pre > held["threshold"])).relu() * norm
-        return z, (z / norm) @ held["W_dec"] + held["b_dec"]
+    """Latents and reconstruction by the formulas of that library's classes."""
+    b, threshold = held.get("b_dec", torch.zeros(D)), held.get("threshold", torch.zeros(M))
+    if "W_enc" in held:
+        matryoshka = kind == "MatryoshkaBatchTopKSAE"
+        pre = ((x - b if matryoshka else x) @ held["W_enc"] + held["b_enc"]).relu()
+        z = pre * (pre > threshold)
+        return z, z @ held["W_dec"] + b
     enc, dec = held["encoder.weight"], held["decoder.weight"]
     if kind == "GatedAutoEncoder":
         projected = (x - held["decoder_bias"]) @ enc.T
         z = (held["r_mag"].exp() * projected + held["mag_bias"]).relu()
+        z = z * (projected + held["gate_bias"] > 0)
+        return z, z @ dec.T + held["decoder_bias"]
+    if kind == "AutoEncoder":  # from_pretrained scales the decoder's columns to norm 1
         norm = dec.norm(dim=0)
-        z = z * (projected + held["gate_bias"] > 0) * norm
-        return z, (z / norm) @ dec.T + held["decoder_bias"]
-    if kind == "AutoEncoder":
-        z = ((x - held["bias"]) @ enc.T + held["encoder.bias"]).relu()
-        return z, z @ dec.T + held["bias"]
+        z = ((x - held["bias"]) @ (enc * norm[:, None]).T + held["encoder.bias"] * norm).relu()
+        return z, z @ (dec / norm).T + held["bias"]
     if kind == "AutoEncoderNew":
         z = (x @ enc.T + held["encoder.bias"]).relu()
         return z, z @ dec.T + held["decoder.bias"]
-    pre = ((x - held["b_dec"]) @ enc.T + held["encoder.bias"]).relu()
-    z = by_hand(pre, K) if kind == "AutoEncoderTopK" else pre * (pre > held["threshold"])
-    return z, z @ dec.T + held["b_dec"]
+    pre = ((x - b) @ enc.T + held["encoder.bias"]).relu()
+    z = by_hand(pre, K) if kind == "AutoEncoderTopK" else pre * (pre > threshold)
+    return z, z @ dec.T + b
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["AutoEncoderTopK", "BatchTopKSAE", "JumpReluAutoEncoder", "GatedAutoEncoder", "AutoEncoder",
-     "AutoEncoderNew"],
+    ["AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder",
+     "GatedAutoEncoder", "AutoEncoder", "AutoEncoderNew"],
 )  # fmt: skip
 def test_dictionary_learning(kind: str, tmp_path: Path):
     held, config = dictionary(kind)
@@ -158,6 +161,34 @@ def test_dictionary_learning(kind: str, tmp_path: Path):
     again = iv.load_sae(sae.save(tmp_path / "ours"))
     torch.testing.assert_close(again.encode(x), z, atol=1e-5, rtol=1e-5)
     assert again.kind == sae.kind
+
+
+def test_a_dictionary_without_a_threshold_yet(tmp_path: Path):
+    """-1 until step 1000 of a BatchTopK's training: every latent above 0."""
+    held, config = dictionary("BatchTopKSAE")
+    held["threshold"] = torch.tensor(-1.0)
+    torch.save(held, tmp_path / "ae.pt")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    x = drawn(7, D, seed=20)
+    wanted, _ = dictionary_by_hand("BatchTopKSAE", held, x)
+    torch.testing.assert_close(iv.load_sae(tmp_path).encode(x), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_no_dictionary_is_said(tmp_path: Path):
+    held, config = dictionary("BatchTopKSAE")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def fails(match: str, content: object) -> None:
+        torch.save(content, tmp_path / "ae.pt")
+        with pytest.raises(InterpError, match=match):
+            iv.load_sae(tmp_path)
+
+    fails("stopped at step 7, in the unit", {"step": 7, "ae": held, "norm_factor": 3.0})
+    fails("no plain state dict; expected tensors by name", drawn(D, seed=1))
+    fails("no plain state dict; expected tensors by name", {"W_enc": 1.0})
+    fails("a batchtopk SAE has no threshold", {n: t for n, t in held.items() if n != "threshold"})
+    partly = {"encoder.weight": drawn(M, D, seed=1), "encoder.bias": drawn(M, seed=2)}
+    fails("a standard SAE has no W_dec", partly | {"bias": drawn(D, seed=3)})
 
 
 def test_before_saelens_6(tmp_path: Path):
