@@ -76,10 +76,13 @@ class HeadGates:
         return ax
 
     def save(self, path: str | Path) -> Path:
-        """Write a folder that `HeadGates.load` reads back; the edit is a folder within."""
+        """Write a folder that `HeadGates.load` reads back; the edit is a folder within.
+
+        Earlier gates at `path` are replaced, once the new ones are written.
+        """
         tensors = {"additive": self.additive, "multiplicative": self.multiplicative}
         meta = {"history": self.history, "gates": self.meta}
-        with replacing(path) as folder:
+        with replacing(path, {"gates", "edit"}) as folder:
             save_record(folder / "gates", "head_gates", tensors, meta, self.table())
             self.edit.save(folder / "edit")
         return Path(path)

@@ -201,6 +201,12 @@ def test_gates_come_back_from_disk(tmp_path: Path):
     assert torch.equal(again.additive, found.additive)
     assert again.history == found.history
     assert repr(again) == repr(found)
+    later = iv.find_head_edits(model_of(), PAIRS, epochs=2, batch_size=6)
+    assert iv.HeadGates.load(later.save(tmp_path / "gates")).edit == later.edit != found.edit
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("kept")
+    with pytest.raises(InterpError, match="holds other files"):
+        found.save(tmp_path / "notes")
     axes = found.plot()
     assert axes.get_xlabel() == "head"
     assert len(found.table()) == 12
