@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -57,3 +58,17 @@ class Checkpoint:
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those whose names begin so, without the prefix."""
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def digest(*things: Any) -> str:
+    """A short hash of data: of whole tensors, and of whatever else by its repr."""
+    found = hashlib.sha256()
+    for thing in things:
+        if isinstance(thing, Tensor):
+            thing = (
+                thing.dtype,
+                tuple(thing.shape),
+                thing.detach().cpu().float().numpy().tobytes(),
+            )
+        found.update(repr(thing).encode())
+    return found.hexdigest()[:16]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -72,19 +72,22 @@ class Prior:
         self,
         name: str,
         gradient: Float[Tensor, " entry"],
-        weight: Float[Tensor, "..."],
         places: Int[Tensor, " entry"],
+        before: Callable[[str], Float[Tensor, "..."]],
     ) -> None:
-        """In place, g <- g - a |g| D / |D| with a = pull (1 + cos(g, D)) / 2."""
+        """In place, g <- g - a |g| D / |D| with a = pull (1 + cos(g, D)) / 2.
+
+        D is what the edit moves in the weights as they were before the training.
+        """
         if name not in self.named:
             return
-        unit, size = self._unit(name, weight.detach(), places), gradient.norm()
+        if name not in self.at or not torch.equal(self.at[name][0], places):
+            self.at[name] = places, self._unit(name, before(name), places)
+        unit, size = self.at[name][1], gradient.norm()
         if bool(size > 0):
             gradient -= self.pull * (1 + gradient @ unit / size) / 2 * size * unit
 
     def _unit(self, name: str, weight: Tensor, places: Tensor) -> Tensor:
-        if name not in self.at or not torch.equal(self.at[name][0], places):
-            change = moved(self.edit, name, weight.to(wide(weight.dtype))).reshape(-1)[places]
-            norm = change.norm()
-            self.at[name] = places, (change / norm if bool(norm > 0) else change)
-        return self.at[name][1]
+        change = moved(self.edit, name, weight.to(wide(weight.dtype))).reshape(-1)[places]
+        norm = change.norm()
+        return change / norm if bool(norm > 0) else change

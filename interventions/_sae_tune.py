@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
-from transformers.pytorch_utils import Conv1D
 
 import interp
-from interp import Delta, Edit, InterpError, LowRank, Model
+from interp import Edit, InterpError, Model
 from interp._batch import Batch
-from interp._edit.applied import adding_to_output
-from interp._edit.parameters import Parameter, find
 from interp._errors import nearest
 from interp._forward import run
 from interp._model import as_model
-from interp._reading import refuse_compiled
+from interp._reading import fingerprint, refuse_compiled
 from interp._selfcheck import evaluating
-from interventions._choose import Layers, Modules, choose
+from interventions._checkpoint import Checkpoint, digest
+from interventions._choose import Layers, Modules
 from interventions._examples import batches
+from interventions._factors import Factors
 from interventions._sae import SAE
 from interventions._sae_splice import GRADS, splice, stands_for
 from interventions._sae_stream import token_ids
-from interventions._weights import open_weights
+from interventions._training import Course, train
 
 LOSSES = ("token", "sum")
 
@@ -56,6 +52,8 @@ def tune_with_sae(
     dev_every: int = 50,
     context: int | None = None,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
     progress: bool = True,
 ) -> Edit:
     """Learn low-rank changes with which the model predicts as before, an SAE spliced in.
@@ -92,6 +90,9 @@ def tune_with_sae(
         dev_every: steps between looks.
         context: texts are cut there; the model's own limit by default.
         seed: of order and factors.
+        checkpoint: a folder that keeps the whole state every `checkpoint_every` steps; the same
+            call continues from it, to the same result bit for bit. Removed at the end.
+        checkpoint_every: steps.
         progress: show a bar where it takes more than two seconds.
 
     Returns:
@@ -115,142 +116,53 @@ def tune_with_sae(
     """
     handle = as_model(model)
     refuse_compiled(handle.module)
-    _check(steps, rows, lr, warmup, rank, dev_every, loss, sae, bool(dev) and score is not None)
-    if sae_grad not in GRADS:
-        raise InterpError(f"sae_grad={sae_grad!r}; {nearest(sae_grad, GRADS)}")
-    train = _encoded(handle, data, context)
-    drawn = batches(train, rows, steps, seed)
+    course = Course(steps, rows, lr, warmup, clip, dev_every)
+    _check(rank, loss, sae_grad, sae, bool(dev) and score is not None)
+    texts = _encoded(handle, data, context)
+    drawn = batches(texts, rows, steps, seed)
     held_out = _encoded(handle, dev, context) if dev else []
-    history: list[dict[str, float | int]] = []
     note: dict[str, Any] = {
         "steps": steps, "rows": rows, "lr": lr, "rank": rank, "alpha": alpha, "loss": loss,
-        "sae_grad": sae_grad, "texts": len(train), "seed": seed, "site": sae.site,
+        "sae_grad": sae_grad, "texts": len(texts), "seed": seed, "site": sae.site,
         "sae": {"model": sae.model, "kind": sae.kind, "d_sae": sae.d_sae, "k": sae.k},
-        "history": history, "stopped": None,
     }  # fmt: skip
     with torch.inference_mode(False), evaluating(handle.module):
-        _must_fire(handle, sae, handle.batch(train[:rows]))
+        _must_fire(handle, sae, handle.batch(texts[:rows]))
         factors = Factors.begin(handle, layers, modules, rank, alpha / rank, seed)
-        optimizer = torch.optim.AdamW(factors.parameters, lr=lr, weight_decay=0.0)
+        kept = None
+        if checkpoint is not None:
+            asked = {"course": asdict(course), "note": note, "weights": fingerprint(handle.module)}
+            asked |= {"texts": digest(texts, held_out), "SAE": digest(*sae.tensors.values())}
+            asked |= {"matrices": list(factors.at)}
+            kept = Checkpoint(checkpoint, "sae_tuning", asked)
 
-        def look() -> float | None:
-            """Greater is better."""
-            if score is not None:
-                with factors.edit().applied(handle):
-                    return float(score(handle))
-            return -_mean_kl(handle, sae, factors, held_out, rows) if held_out else None
+        def backward(ids: Sequence[list[int]]) -> float:
+            batch = handle.batch(ids)
+            teacher = teacher_logits(handle, batch)
+            with torch.enable_grad(), factors.on():
+                kl = divergence(handle, sae, batch, teacher, sae_grad)
+                value = _reduced(kl, batch, loss)
+                gradient = torch.autograd.grad(value, factors.sides, materialize_grads=True)
+            for side, one in zip(factors.sides, gradient, strict=True):
+                side.grad = one
+            return float(value.detach())
 
-        best, best_seen, best_step = Edit(), look(), 0
-        before = factors.copy()
-        bar = tqdm(total=steps, desc="steps", delay=2, leave=False, disable=not progress)
-        with bar:
-            for step, ids in enumerate(drawn, 1):
-                batch = handle.batch(ids)
-                teacher = teacher_logits(handle, batch)
-                with torch.enable_grad(), factors.on():
-                    kl = divergence(handle, sae, batch, teacher, sae_grad)
-                    value = _reduced(kl, batch, loss)
-                    gradient = torch.autograd.grad(
-                        value, factors.parameters, materialize_grads=True
-                    )
-                if not (value.isfinite() and all(bool(g.isfinite().all()) for g in gradient)):
-                    note["stopped"] = _stopped(step, lr)
-                    factors.restore(before)
-                    history.pop()
-                    break
-                history.append({"step": step, "loss": float(value.detach())})
-                for parameter, one in zip(factors.parameters, gradient, strict=True):
-                    parameter.grad = one
-                if clip is not None:
-                    nn.utils.clip_grad_norm_(factors.parameters, clip)
-                rising = max(1, round(warmup * steps))
-                share = min(1.0, step / rising, (steps - step + 1) / max(1, steps - rising + 1))
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * share
-                before = factors.copy()
-                optimizer.step()
-                bar.update()
-                if best_seen is not None and (step % dev_every == 0 or step == steps):
-                    seen = look()
-                    history[-1]["dev"] = -math.inf if seen is None else seen
-                    if seen is not None and seen > best_seen:
-                        best, best_seen, best_step = factors.edit(), seen, step
-        if best_seen is None:
-            best, best_step = factors.edit(), len(history)
-    note["best step"] = best_step
-    return Edit(best.atoms, notes={"tune_with_sae": note}).on(handle)
+        def scored() -> float:
+            assert score is not None
+            with factors.edit().applied(handle):
+                return float(score(handle))
 
+        def mean_kl() -> float:
+            return _mean_kl(handle, sae, factors, held_out, rows)
 
-@dataclass
-class Factors:
-    """LoRA factors of some matrices while they are learned, added to their modules' output."""
-
-    at: dict[str, Parameter]
-    learned: dict[str, tuple[Tensor, Tensor]]  # of the matrix as it is stored
-    scale: float
-
-    @staticmethod
-    def begin(
-        model: Model, layers: Layers, modules: Modules, rank: int, scale: float, seed: int
-    ) -> Factors:
-        """Random at the input's side, 0 at the output's: no change at first."""
-        weights = open_weights(model)
-        generator = torch.Generator().manual_seed(seed)
-        at: dict[str, Parameter] = {}
-        learned: dict[str, tuple[Tensor, Tensor]] = {}
-        for name in choose(weights.parameters, layers, modules):
-            shape = tuple(weights.parameters[name].source.shape)
-            if len(shape) != 2 or not name.endswith("weight"):
-                continue
-            nothing = LowRank(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))
-            at[name] = find(model.module, name, nothing)
-            if not isinstance(at[name].owner, nn.Linear | Conv1D):
-                del at[name]
-                continue
-            inputs = shape[0] if isinstance(at[name].owner, Conv1D) else shape[1]
-            outputs = shape[1] if isinstance(at[name].owner, Conv1D) else shape[0]
-            home = at[name].tensor.device
-            drawn = (2 * torch.rand(rank, inputs, generator=generator) - 1) / inputs**0.5
-            zeros = torch.zeros(rank, outputs)
-            sides = (drawn.T, zeros) if isinstance(at[name].owner, Conv1D) else (zeros.T, drawn)
-            left, right = (s.contiguous().to(home).requires_grad_() for s in sides)
-            learned[name] = (left, right)
-        if not at:
-            raise InterpError("none of the chosen modules is a matrix of its own; choose others")
-        return Factors(at, learned, scale)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """All that is learned."""
-        return [side for sides in self.learned.values() for side in sides]
-
-    @contextmanager
-    def on(self) -> Iterator[None]:
-        """The changes on the model, with gradients to the factors."""
-        with ExitStack() as stack:
-            for name, (left, right) in self.learned.items():
-                change = Delta(name, LowRank(self.scale * left, right))
-                stack.enter_context(adding_to_output(self.at[name], change))
-            yield
-
-    def edit(self) -> Edit:
-        """The changes as they are now; matrices that never moved are left out."""
-        atoms = []
-        for name, (left, right) in self.learned.items():
-            kept = (self.scale * left).detach().cpu().clone(), right.detach().cpu().clone()
-            if bool(kept[0].any()) and bool(kept[1].any()):
-                atoms.append(Delta(name, LowRank(*kept)))
-        return Edit(atoms)
-
-    def copy(self) -> list[Tensor]:
-        """A copy of all that is learned."""
-        return [side.detach().clone() for side in self.parameters]
-
-    @torch.no_grad()
-    def restore(self, state: Sequence[Tensor]) -> None:
-        """Back to a copy."""
-        for side, value in zip(self.parameters, state, strict=True):
-            side.copy_(value)
+        found = train(
+            factors, drawn, backward, course,
+            look=scored if score is not None else mean_kl if dev else None,
+            greater=score is not None, kept=kept, checkpoint_every=checkpoint_every,
+            progress=progress,
+        )  # fmt: skip
+        edit = factors.edit()
+    return Edit(edit.atoms, notes={"tune_with_sae": note | found.notes}).on(handle)
 
 
 @torch.no_grad()
@@ -313,28 +225,13 @@ def _encoded(model: Model, data: Sequence[Any], context: int | None) -> list[lis
     return [token_ids(model, one, context or model.anatomy.max_positions) for one in data]
 
 
-def _stopped(step: int, lr: int | float) -> str:
-    said = f"the loss or a gradient is not finite in step {step} at lr={lr}"
-    if step == 1:
-        raise InterpError(f"{said}, before anything was learned; look for NaN in the weights")
-    warnings.warn(
-        f"{said}: training ended, and the state before the last step is returned; lower lr",
-        stacklevel=3,
-    )
-    return said
-
-
-def _check(
-    steps: int, rows: int, lr: int | float, warmup: int | float, rank: int, dev_every: int,
-    loss: str, sae: SAE, both: bool,
-) -> None:  # fmt: skip
-    if min(steps, rows, rank, dev_every) < 1 or not lr > 0 or not 0 <= warmup <= 1:
-        raise InterpError(
-            f"steps={steps}, rows={rows}, rank={rank}, dev_every={dev_every}, lr={lr}, "
-            f"warmup={warmup}: expected at least 1 (four times), more than 0, and 0 to 1"
-        )
+def _check(rank: int, loss: str, grad: str, sae: SAE, both: bool) -> None:
+    if rank < 1:
+        raise InterpError(f"rank={rank}: expected at least 1")
     if loss not in LOSSES:
         raise InterpError(f"loss={loss!r}; {nearest(loss, LOSSES)}")
+    if grad not in GRADS:
+        raise InterpError(f"sae_grad={grad!r}; {nearest(grad, GRADS)}")
     if sae.site is None:
         raise InterpError("this SAE does not say where it reads; dataclasses.replace(sae, site=)")
     if both:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import interp
 import interventions as iv
 from interp import InterpError
+from interventions._factors import Factors
 from interventions._sae_card import interval
 from interventions._sae_splice import splice
-from interventions._sae_tune import Factors, divergence, teacher_logits
+from interventions._sae_tune import divergence, teacher_logits
 from tests.architectures import build
 from tests.oracles.tokenizers import byte_level
 
@@ -300,13 +301,13 @@ def test_where_gradients_flow(grad: str):
     sae = sae_of(model)
     factors = Factors.begin(model, None, ("attn", "mlp"), 2, 1.0, 0)
     with torch.no_grad():
-        for side in factors.parameters:
+        for side in factors.sides:
             side.add_(0.05)
     batch = model.batch(TEXTS[:3])
     teacher = teacher_logits(model, batch)
     with torch.enable_grad(), factors.on():
         loss = divergence(model, sae, batch, teacher, grad).sum()
-        gradient = torch.autograd.grad(loss, factors.parameters, materialize_grads=True)
+        gradient = torch.autograd.grad(loss, factors.sides, materialize_grads=True)
     layers: dict[int, bool] = {}
     names = [name for name in factors.learned for _ in range(2)]
     for name, one in zip(names, gradient, strict=True):
@@ -334,8 +335,8 @@ def test_gradients_are_finite_differences():
         with factors.on():
             return divergence(model, sae, batch, teacher, "full").sum()
 
-    gradient = torch.autograd.grad(loss(), factors.parameters)
-    for side, one in list(zip(factors.parameters, gradient, strict=True))[::3]:
+    gradient = torch.autograd.grad(loss(), factors.sides)
+    for side, one in list(zip(factors.sides, gradient, strict=True))[::3]:
         at = int(one.abs().argmax())
         values = []
         for h in (1e-3, -1e-3):
@@ -354,7 +355,7 @@ def test_dev_chooses_and_never_test():
     note = edit.notes["tune_with_sae"]
     seen = {row["step"]: row["dev"] for row in note["history"] if "dev" in row}
     assert set(seen) == {10, 20, 30}
-    assert note["best step"] == 0 or seen[note["best step"]] == max(seen.values())
+    assert note["best step"] == 0 or seen[note["best step"]] == min(seen.values())
     scores = iter([0.5, 0.7, 0.9, 0.2])
     looked = []
 
