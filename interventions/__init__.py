@@ -3,6 +3,7 @@
 from interp import Affine, Delta, Edit
 from interventions import knowledge, masks, sae, weights
 from interventions._ablate import ablate
+from interventions._corda import tune_with_corda
 from interventions._dcm import Desideratum, learn_head_mask
 from interventions._detrimental_neurons import (
     DetrimentalNeurons,
@@ -88,6 +89,7 @@ __all__ = [
     "train_sae",
     "train_saes",
     "transplant",
+    "tune_with_corda",
     "tune_with_sae",
     "weights",
 ]

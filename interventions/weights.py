@@ -1,5 +1,6 @@
 """Edits of weights: task vectors, transplants, resets, low-rank changes, and their controls."""
 
+from interventions._corda import tune_with_corda
 from interventions._lineage import Lineage, lineage
 from interventions._low_rank import lora, low_rank
 from interventions._norm_matched_random import norm_matched_random
@@ -16,4 +17,5 @@ __all__ = [
     "reset",
     "task_vector",
     "transplant",
+    "tune_with_corda",
 ]
