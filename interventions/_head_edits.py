@@ -25,13 +25,15 @@ from interventions._head_gates import HeadGates
 
 # At a step: the price of the additive gates, and of the multiplicative ones.
 Schedule = Callable[[int], tuple[float, float]]
-SCHEDULES: dict[str, Callable[[float, int], tuple[float, float]]] = {
-    "constant": lambda price, _step: (price, price),
+SCHEDULES: dict[str, Callable[[float, float, int], tuple[float, float]]] = {
+    "constant": lambda price, _share, _step: (price, price),
+    "rising": lambda price, share, _step: (price * min(1.0, share / RISE),) * 2,
     # Three of the four in the paper's code, which weigh one kind against the other.
-    "exponential": lambda _price, step: _against(0.1 * math.exp(-0.01 * step)),
-    "linear": lambda _price, step: _against(min(0.2, 0.2 * step / 500)),
-    "cyclic": lambda _price, step: _against(0.5 + 0.5 * math.sin(2 * math.pi * step / 20)),
+    "exponential": lambda _price, _share, step: _against(0.1 * math.exp(-0.01 * step)),
+    "linear": lambda _price, _share, step: _against(min(0.2, 0.2 * step / 500)),
+    "cyclic": lambda _price, _share, step: _against(0.5 + 0.5 * math.sin(2 * math.pi * step / 20)),
 }
+RISE = 0.7  # of all steps, in which a rising price rises
 
 
 def learn_head_edits(
@@ -65,6 +67,7 @@ def find_head_edits(
     warmup: int = 50,
     patience: int = 2,
     spread: int | float = 0.0,
+    start: int | float | None = None,
     end: bool = True,
     seed: int = 0,
     progress: bool = True,
@@ -81,11 +84,13 @@ def find_head_edits(
         model: a handle or a bare PreTrainedModel with a tokenizer; left as it is.
         examples: (prompt, completion) pairs to learn from.
         dev: further pairs: training ends where their loss has not fallen for `patience` epochs, and
-            the best epoch is kept. Without them the last.
-        price: of the gates, in nats for all heads of a kind, under the constant schedule.
-        schedule: `"constant"`; `"exponential"`, `"linear"` or `"cyclic"`, as the paper's code has
-            them (their prices are divided by the number of heads once more, as there); or a
-            function of the step that gives both prices.
+            the best epoch is kept. Without them the last. While a price rises no epoch is chosen or
+            counted, for the best of them would be one with its gates still open.
+        price: of the gates, in nats for all heads of a kind; the paper's schedules have their own.
+        schedule: `"constant"`; `"rising"`, from 0 to the price in a straight line over the first
+            0.7 of the steps, so that a head is priced after it was learned; `"exponential"`,
+            `"linear"` or `"cyclic"`, as the paper's code has them (their prices are divided by the
+            number of heads once more, as there); or a function of the step that gives both prices.
         lr: of AdamW, rising over `warmup` steps, then falling as a cosine.
         gate_lr: of the gates, where it is another. AdamW moves a number by about its rate a step,
             and a gate closes at log alpha = -2.4: of the order of 5 / gate_lr steps from the start.
@@ -94,6 +99,9 @@ def find_head_edits(
         warmup: steps; at most a tenth of all.
         patience: epochs.
         spread: standard deviation of a and v at the start; at 0 the edit begins as no edit.
+        start: log alpha of every gate at the start: at 2 nearly all are open, so that what a head
+            is worth is seen before gates close. None draws it at random around 0, as the paper's
+            code does; chance then decides which of two heads that can do the same stays open.
         end: also train the tokenizer's EOS after each completion, where it has one.
         seed: of order, gates and start.
         progress: show a bar where it takes more than two seconds.
@@ -113,10 +121,11 @@ def find_head_edits(
 
     Source: JoLA, Lai et al. 2025 (arXiv 2502.01179) and its code, whose start has a spread of 1e-3
     and whose default schedule is the exponential one: it makes additive gates free in the end and
-    keeps the multiplicative ones priced. Constant prices and a start at nothing are ours.
+    keeps the multiplicative ones priced. Constant and rising prices, vectors that
+    start at nothing, and `start`, are ours.
     """
     handle = as_model(model)
-    prices = _schedule(schedule, price, handle)
+    _check(schedule, price)
     if gate_lr is None:
         gate_lr = lr
     if epochs < 1 or patience < 1 or batch_size < 1 or not lr > 0 or not gate_lr > 0:
@@ -128,11 +137,13 @@ def find_head_edits(
     held_out = encode(handle, dev, end=end) if dev else []
     per_epoch = max(1, len(train) // batch_size)
     drawn = list(batches(train, batch_size, epochs * per_epoch, seed))
+    prices = _schedule(schedule, price, handle, len(drawn))
+    risen = RISE * len(drawn) if schedule == "rising" else 0.0
     generator = torch.Generator().manual_seed(seed)
     history: list[dict[str, float | int | None]] = []
     stopped = None
     with torch.inference_mode(False), evaluating(handle.module), _frozen(handle.module):
-        gated = _Gated.on(handle, drawn[0], spread, generator)
+        gated = _Gated.on(handle, drawn[0], spread, generator, start)
         optimizer = torch.optim.AdamW(gated.groups(lr, gate_lr), weight_decay=0.0)
         rising = min(warmup, max(1, len(drawn) // 10))
         rate = torch.optim.lr_scheduler.LambdaLR(
@@ -157,9 +168,10 @@ def find_head_edits(
                 history.append(
                     {"epoch": epoch, "loss": sum(losses) / len(losses), "dev": seen} | gated.open()
                 )
-                if seen is None or seen < best_loss:
+                chosen = seen if (epoch + 1) * per_epoch >= risen else None
+                if chosen is None or chosen < best_loss:
                     best, best_epoch = gated.state(), epoch
-                    best_loss = math.inf if seen is None else seen
+                    best_loss = math.inf if chosen is None else chosen
                 elif epoch - best_epoch >= patience:
                     break
         if not history:
@@ -167,7 +179,7 @@ def find_head_edits(
         gated.restore(best)
     meta = {
         "model": handle.name or type(handle.module).__name__, "price": price,
-        "schedule": schedule if isinstance(schedule, str) else "given", "lr": lr,
+        "schedule": schedule if isinstance(schedule, str) else "given", "start": start, "lr": lr,
         "gate_lr": gate_lr,
         "batch_size": batch_size, "examples": len(examples), "dev": len(dev), "seed": seed,
         "best epoch": best_epoch, "stopped": stopped,
@@ -209,7 +221,11 @@ class _Gated:
 
     @staticmethod
     def on(
-        model: Model, examples: Sequence[Encoded], spread: int | float, generator: torch.Generator
+        model: Model,
+        examples: Sequence[Encoded],
+        spread: int | float,
+        generator: torch.Generator,
+        start: int | float | None = None,
     ) -> _Gated:
         """Vectors and gates for every layer that has heads."""
         acts = interp.capture(model, [list(examples[0].prompt)], "z.*", positions=-1)
@@ -218,7 +234,8 @@ class _Gated:
             heads, width = acts[site].shape[-2:]
             bound = math.sqrt(6 / (heads + 1))  # Xavier's for a matrix [head 1]
             made = [spread * torch.randn(heads, width, generator=generator) for _ in range(2)]
-            made += [(2 * torch.rand(heads, generator=generator) - 1) * bound for _ in range(2)]
+            drawn = [(2 * torch.rand(heads, generator=generator) - 1) * bound for _ in range(2)]
+            made += [gate if start is None else torch.full_like(gate, start) for gate in drawn]
             layers[site] = _Layer(*(tensor.requires_grad_() for tensor in made))
         return _Gated(layers, model.anatomy.n_layers, generator)
 
@@ -325,18 +342,22 @@ def _step(
     return float(loss.detach())
 
 
-def _schedule(schedule: str | Schedule, price: int | float, model: Model) -> Schedule:
-    if callable(schedule):
-        return schedule
-    if schedule not in SCHEDULES:
+def _check(schedule: str | Schedule, price: int | float) -> None:
+    if isinstance(schedule, str) and schedule not in SCHEDULES:
         raise InterpError(f"schedule={schedule!r}; {nearest(schedule, SCHEDULES)}")
     if price < 0:
         raise InterpError(f"price={price}: expected 0 or more")
-    share = 1.0 if schedule == "constant" else 1 / max(b.n_heads for b in model.anatomy.blocks)
+
+
+def _schedule(schedule: str | Schedule, price: int | float, model: Model, steps: int) -> Schedule:
+    if callable(schedule):
+        return schedule
+    ours = schedule in ("constant", "rising")
+    each = 1.0 if ours else 1 / max(block.n_heads for block in model.anatomy.blocks)
 
     def prices(step: int) -> tuple[float, float]:
-        additive, multiplicative = SCHEDULES[schedule](float(price), step)
-        return share * additive, share * multiplicative
+        additive, multiplicative = SCHEDULES[schedule](float(price), step / steps, step)
+        return each * additive, each * multiplicative
 
     return prices
 

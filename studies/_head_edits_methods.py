@@ -19,11 +19,13 @@ from interp import Model, Site
 from interp._attribute_sweep import _frozen
 from interp._selfcheck import evaluating
 from interventions._examples import Encoded, batches, completion_loss, encode, mean_loss
-from studies._head_edits_tasks import Question
+from studies._head_edits_price import Priced, dearest
+from studies._head_edits_tasks import Question, answered
 
 Hooks = dict[str | Site, Callable[[Tensor, Site], Tensor | None]]
 ROWS = 8
-GATE_LR = 0.3  # so that gates can close within sixty steps
+GATE_LR = 0.3  # so that gates can close within the steps
+OPEN = 2.0  # log alpha of every gate at the start: P(open) = .94
 LORA_RANK, STREAM_RANK = 8, 4
 
 
@@ -36,12 +38,14 @@ class Learned:
         numbers: how many were trained.
         dev: loss on the dev questions, nats a token.
         heads: (layer, head) of those edited, where heads are.
+        path: what each price tried came to, where gates have prices.
     """
 
     use: Callable[[], AbstractContextManager[Model]]
     numbers: int
     dev: float
     heads: list[tuple[int, int]] | None = None
+    path: list[Priced] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Plan:
         dev: those whose loss chooses among the states after each epoch.
         steps: of the optimizer, at least; whole epochs.
         lr: the highest rate; it rises over the first tenth of the steps and falls as a cosine.
-        price: of the gates, which only edits of heads have.
+        prices: of the gates, which only edits of heads have; dev chooses.
         seed: of order and start.
     """
 
@@ -61,7 +65,7 @@ class Plan:
     dev: Sequence[Question]
     steps: int
     lr: float
-    price: float
+    prices: Sequence[float]
     seed: int
 
     @property
@@ -71,12 +75,33 @@ class Plan:
 
 
 def head_edits(model: Model, plan: Plan) -> Learned:
-    """`iv.find_head_edits`: an addition and a factor for each head, behind gates."""
-    found = iv.find_head_edits(
+    """`iv.find_head_edits`: an addition and a factor for each head, behind gates.
+
+    Each price is tried, and the dearest taken of those that `dearest` finds as good as the best.
+    """
+    found = [_priced(model, plan, price) for price in plan.prices]
+    at = dearest([priced for _, priced in found])
+    numbers = 0  # vectors and gates
+    for block in model.anatomy.blocks:
+        weight = getattr(block.o_proj, "weight", None)
+        if isinstance(weight, Tensor):
+            numbers += 2 * (weight.numel() // model.anatomy.d_model + block.n_heads)
+    gates, priced = found[at]
+    return Learned(
+        partial(_edited, model, gates.edit), numbers, priced.dev, gates.heads,
+        [priced for _, priced in found],
+    )  # fmt: skip
+
+
+def _priced(model: Model, plan: Plan, price: float) -> tuple[iv.HeadGates, Priced]:
+    dev = [q.example for q in plan.dev]
+    gates = iv.find_head_edits(
         model,
         [q.example for q in plan.train],
-        [q.example for q in plan.dev],
-        price=plan.price,
+        dev,
+        price=price,
+        schedule="rising",
+        start=OPEN,
         lr=plan.lr,
         gate_lr=GATE_LR,
         epochs=plan.epochs,
@@ -85,13 +110,14 @@ def head_edits(model: Model, plan: Plan) -> Learned:
         seed=plan.seed,
         progress=False,
     )
-    numbers = 0  # vectors and gates
-    for block in model.anatomy.blocks:
-        weight = getattr(block.o_proj, "weight", None)
-        if isinstance(weight, Tensor):
-            numbers += 2 * (weight.numel() // model.anatomy.d_model + block.n_heads)
-    losses = [row["dev"] for row in found.history if row["dev"] is not None]
-    return Learned(partial(_edited, model, found.edit), numbers, min(losses), found.heads)
+    loss = gates.history[int(gates.meta["best epoch"])]["dev"]
+    with gates.edit.applied(model):
+        nats = answered(model, encode(model, dev, end=True))[1]
+    costs: dict[str, list[float]] = {}
+    for question, of_answer in zip(plan.dev, nats, strict=True):
+        costs.setdefault(question.group, []).append(-of_answer)
+    means = [sum(some) / len(some) for some in costs.values()]
+    return gates, Priced(price, float(loss or 0.0), means, gates.heads)
 
 
 def biases(model: Model, plan: Plan) -> Learned:
@@ -158,7 +184,7 @@ METHODS: dict[str, Callable[[Model, Plan], Learned]] = {
 }
 # The first, whose dev loss over both tasks was less than the second's; or several are tried.
 RATES = {
-    "head edits": (1e-1, 3e-2, 1e-2),
+    "head edits": (1e-1, 2e-1, 3e-2),
     "LoRA": (3e-3, 1e-2, 1e-3),
     "biases": (3e-2, 1e-2, 3e-3),
     "stream edits": (1e-2, 3e-2, 3e-3),

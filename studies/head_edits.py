@@ -2,8 +2,9 @@
 
 JoLA (arXiv 2502.01179) learns which heads to edit and how from few examples, and reports more
 accuracy than LoRA, BitFit and ReFT at 200 examples. Here each way of tuning sees the same
-questions, steps and dev set, with a rate of its own chosen on dev; once on a task where we know
-which heads matter, because we turned them around, and once on a form of question never taught.
+questions, steps and dev set, with a rate and a price of its own chosen on dev; once on a task where
+we know which heads matter, because we turned them around, and once on a form of question never
+taught.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from interventions._examples import encode
 from studies import _head_edits_figures as figures
 from studies._checkpoints import ORGANISM, identity, open_checkpoint
 from studies._head_edits_methods import METHODS, RATES, ROWS, Learned, Plan, with_examples
+from studies._head_edits_price import dearest
 from studies._head_edits_tasks import (
     Parts,
     Question,
@@ -41,7 +43,6 @@ NAME = "head-edits"
 PLAIN, SHOWN, HEADS = "as it is", "examples in the prompt", "head edits"
 BEFORE = "before the heads were turned"
 PLANTED, NEW = "planted heads", "new form"
-PRICES = (0.0, 0.5, 1.0, 5.0)  # beside the one of the run
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ class HeadEdits:
     """Numbers of training questions."""
     seeds: int = 1
     """Draws of the training questions, and of the starts."""
-    steps: int = 60
+    steps: int = 120
     """Optimizer steps of 8 questions, for every way of tuning; rounded up to whole epochs."""
     tried: int = 1
     """Rates tried for each way and task; the one with the least loss on dev is taken."""
     planted: int = 4
     """Heads that are turned around."""
-    price: float = 2.0
-    """Of the gates, in nats for all heads; of 1, 2 and 5 the best on dev at 50 questions."""
+    prices: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    """Of the gates, in nats for all heads. Every training tries all of them and takes the highest
+    whose dev loss is within one standard error (over groups) of the least."""
     shown: int = 8
     """Solved questions in a prompt."""
     dev: int = 48
@@ -75,7 +77,7 @@ class HeadEdits:
     out: Path = Path("runs/head-edits")
     """The run folder; an interrupted run continues there."""
     full: bool = False
-    """50, 100 and 200 questions, three seeds, three rates tried, more prices of the gates."""
+    """50, 100 and 200 questions, three seeds, three rates tried."""
     smoke: bool = False
     """A few steps and questions: that everything runs, in seconds."""
 
@@ -89,19 +91,21 @@ def run(config: HeadEdits) -> Run:
     folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
     bench = _Bench(config, tasks)
     harm = folder.table("harm", bench.harm)
-    rates = folder.table("rates", bench.rates)
+    rates = _joined([_rates(folder, bench, *at) for at in itertools.product(tasks, METHODS)])
     chosen = rates.loc[rates.groupby(["task", "method"])["dev"].idxmin()]
     lr = {(r.task, r.method): float(r.lr) for r in chosen.itertuples()}
     plain = {t: folder.table(f"plain-{i}", partial(bench.plain, t)) for i, t in enumerate(tasks)}
     learned = [_one(folder, bench, lr, *at) for at in tqdm(list(_trainings(config, tasks)))]
     answers = _joined([*plain.values(), *(a for a, _ in learned)])
-    heads = _joined([h for _, h in learned])
-    priced = folder.table("prices", partial(bench.prices, lr)) if config.full else None
+    tried = _joined([prices for _, prices in learned if len(prices)])
     summary = folder.table("summary", lambda: _summary(answers))
-    found = folder.table("found", lambda: _found(heads, harm))
-    verdict = _verdict(answers, summary, found, priced)
+    against = folder.table("differences", lambda: _differences(answers))
+    found = folder.table("found", lambda: _found(tried, harm))
+    prices = folder.table("prices", lambda: _prices(tried, harm))
+    verdict = _verdict(summary, against, found, prices)
     title = "Which heads to edit: gated edits beside LoRA, biases and examples"
-    sections = _sections(folder, config, summary, found, heads, harm, rates, priced)
+    tables = (summary, against, found, prices, rates)
+    sections = _sections(folder, config, tables, tried, harm)
     write_report(folder.path / "report.html", title, verdict, sections, folder.meta)
     folder.finish(verdict=verdict)
     return folder
@@ -163,31 +167,29 @@ class _Bench:
         self.model(PLANTED)
         return pd.DataFrame(self._harm)
 
-    def plan(self, task: str, size: int, seed: int, lr: float, price: float | None = None) -> Plan:
+    def plan(self, task: str, size: int, seed: int, lr: float) -> Plan:
         """One training."""
         config, parts = self.config, self.tasks[task]
         return Plan(
-            parts.drawn(size, seed), parts.dev, config.steps, lr,
-            config.price if price is None else price, seed,
+            parts.drawn(size, seed), parts.dev, config.steps, lr, config.prices, seed
         )  # fmt: skip
 
-    def rates(self) -> pd.DataFrame:
-        """Dev loss of the rates tried, at the smallest size and the first seed."""
+    def rates(self, task: str, method: str) -> pd.DataFrame:
+        """Dev loss of the rates tried, at the smallest size, first seed and middle price."""
         import pandas as pd
 
         size = min(self.config.sizes)
+        middle = sorted(self.config.prices)[len(self.config.prices) // 2]
         rows = []
-        for task in self.tasks:
-            for method, rates in RATES.items():
-                for lr in rates[: max(1, self.config.tried)]:
-                    if self.config.tried <= 1:
-                        rows.append({"task": task, "method": method, "lr": lr, "dev": 0.0})
-                        continue
-                    try:
-                        dev = METHODS[method](self.model(task), self.plan(task, size, 0, lr)).dev
-                    except InterpError:  # a loss that is not finite
-                        dev = float("inf")
-                    rows.append({"task": task, "method": method, "lr": lr, "dev": dev})
+        for lr in RATES[method][: max(1, self.config.tried)]:
+            dev = 0.0  # a single rate needs no choice
+            if self.config.tried > 1:
+                plan = replace(self.plan(task, size, 0, lr), prices=(middle,))
+                try:
+                    dev = METHODS[method](self.model(task), plan).dev
+                except InterpError:  # a loss that is not finite
+                    dev = float("inf")
+            rows.append({"task": task, "method": method, "lr": lr, "dev": dev})
         return pd.DataFrame(rows)
 
     def plain(self, task: str) -> pd.DataFrame:
@@ -216,48 +218,48 @@ class _Bench:
             rows = _rows(model, encoded, test, task, method, size, plan.seed, found.numbers)
         return found, rows
 
-    def prices(self, lr: dict[tuple[str, str], float]) -> pd.DataFrame:
-        """How many heads survive each price, and how many of them were planted."""
-        import pandas as pd
 
-        size = sorted(self.config.sizes)[len(self.config.sizes) // 2]
-        true = {(r["layer"], r["head"]) for r in self.harm().to_dict("records") if r["planted"]}
-        rows = []
-        for price, seed in itertools.product(PRICES, range(self.config.seeds)):
-            plan = self.plan(PLANTED, size, seed, lr[PLANTED, HEADS], price)
-            found, answers = self.learned(PLANTED, HEADS, plan, size)
-            kept = set(found.heads or ())
-            rows.append(
-                {"price": price, "seed": seed, "size": size, "heads": len(kept),
-                 "planted among them": len(kept & true),
-                 "share": len(kept & true) / len(kept) if kept else float("nan"),
-                 "accuracy": float(answers["right"].mean())}
-            )  # fmt: skip
-        return pd.DataFrame(rows)
+def _rates(folder: Run, bench: _Bench, task: str, method: str) -> pd.DataFrame:
+    slug = f"{list(bench.tasks).index(task)}-{method.replace(' ', '-')}"
+    return folder.table(f"rates-{slug}", partial(bench.rates, task, method))
 
 
 def _one(
     folder: Run, bench: _Bench, lr: dict[tuple[str, str], float],
     task: str, method: str, size: int, seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """The answers of one training, and the heads that it edits; both kept."""
-    import pandas as pd
-
+    """The answers of one training, and the prices it tried with the heads of each; both kept."""
     slug = f"{list(bench.tasks).index(task)}-{method.replace(' ', '-')}-{size}-{seed}"
-    kept: list[Learned] = []
 
     def compute() -> pd.DataFrame:
         plan = bench.plan(task, size, seed, lr[task, method])
         found, rows = bench.learned(task, method, plan, size)
-        kept.append(found)
-        chosen = pd.DataFrame(found.heads or [], columns=["layer", "head"], dtype="int64")
-        folder.table(
-            f"heads-{slug}", lambda: chosen.assign(task=task, method=method, size=size, seed=seed)
-        )
+        tried = _tried(found).assign(task=task, method=method, size=size, seed=seed)
+        folder.table(f"tried-{slug}", lambda: tried)
         return rows
 
     answers = folder.table(f"answers-{slug}", compute)
-    return answers, folder.table(f"heads-{slug}", pd.DataFrame)
+    return answers, folder.table(f"tried-{slug}", lambda: _tried(None))
+
+
+def _tried(found: Learned | None) -> pd.DataFrame:
+    """A row for each price and head that it left open; head -1 where it left none."""
+    import pandas as pd
+
+    rows = []
+    path = (found.path or []) if found is not None else []
+    at = dearest(path) if path else -1
+    for place, priced in enumerate(path):
+        for layer, head in priced.heads or [(-1, -1)]:
+            rows.append(
+                {"price": priced.price, "dev": priced.cost, "error": priced.error,
+                 "chosen": place == at, "layer": layer, "head": head}
+            )  # fmt: skip
+    kinds = {
+        "price": "float64", "dev": "float64", "error": "float64", "chosen": "bool",
+        "layer": "int64", "head": "int64",
+    }  # fmt: skip
+    return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
 
 
 def _rows(
@@ -291,22 +293,62 @@ def _summary(answers: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _found(heads: pd.DataFrame, harm: pd.DataFrame) -> pd.DataFrame:
+def _found(tried: pd.DataFrame, harm: pd.DataFrame) -> pd.DataFrame:
     """Of the heads edited on the planted task, how many were planted, by size and seed."""
     import pandas as pd
 
-    true = {(r["layer"], r["head"]) for r in harm.to_dict("records") if r["planted"]}
     rows = []
-    mine = heads[(heads["task"] == PLANTED) & (heads["method"] == HEADS)]
-    for (size, seed), part in mine.groupby(["size", "seed"]):
-        kept = set(zip(part["layer"], part["head"], strict=True))
+    for (size, seed), part in _mine(tried).groupby(["size", "seed"]):
+        chosen = part[part["chosen"]]
         rows.append(
-            {"size": size, "seed": seed, "heads edited": len(kept),
-             "planted among them": len(kept & true), "planted": len(true),
-             "share": len(kept & true) / len(kept), "by chance": len(true) / len(harm)}
-        )  # fmt: skip
-    names = ("size", "seed", "heads edited", "planted among them", "planted", "share", "by chance")
+            {"size": size, "seed": seed, "price": chosen["price"].iloc[0]}
+            | _counts(chosen, harm)
+            | {"planted": int(harm["planted"].sum()), "by chance": float(harm["planted"].mean())}
+        )
+    names = ("size", "seed", "price", "heads edited", "planted among them", "share", "planted",
+             "by chance")  # fmt: skip
     return pd.DataFrame(rows, columns=list(names))
+
+
+def _prices(tried: pd.DataFrame, harm: pd.DataFrame) -> pd.DataFrame:
+    """What each price of the gates came to on the planted task, in every training."""
+    import pandas as pd
+
+    rows = []
+    for (size, seed, price), part in _mine(tried).groupby(["size", "seed", "price"]):
+        rows.append(
+            {"size": size, "seed": seed, "price": price, "dev": part["dev"].iloc[0],
+             "error": part["error"].iloc[0], "chosen": bool(part["chosen"].iloc[0])}
+            | _counts(part, harm)
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _mine(tried: pd.DataFrame) -> pd.DataFrame:
+    return tried[(tried["task"] == PLANTED) & (tried["method"] == HEADS)]
+
+
+def _counts(part: pd.DataFrame, harm: pd.DataFrame) -> dict[str, Any]:
+    true = {(r["layer"], r["head"]) for r in harm.to_dict("records") if r["planted"]}
+    kept = {at for at in zip(part["layer"], part["head"], strict=True) if at != (-1, -1)}
+    share = len(kept & true) / len(kept) if kept else float("nan")
+    return {"heads edited": len(kept), "planted among them": len(kept & true), "share": share}
+
+
+def _differences(answers: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of head edits less that of each other way, at every task and size."""
+    import pandas as pd
+
+    rows = []
+    sizes = sorted(set(answers["size"]) - {0})
+    others = [method for method in METHODS if method != HEADS]
+    for task, size, other in itertools.product(dict.fromkeys(answers["task"]), sizes, others):
+        found = _difference(answers, task, HEADS, other, size)
+        rows.append(
+            {"task": task, "size": size, "less": other, "difference": found.mean,
+             "low": found.low, "high": found.high}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _difference(answers: pd.DataFrame, task: str, one: str, other: str, size: int) -> Estimate:
@@ -323,47 +365,41 @@ def _difference(answers: pd.DataFrame, task: str, one: str, other: str, size: in
 
 
 def _verdict(
-    answers: pd.DataFrame, summary: pd.DataFrame, found: pd.DataFrame,
-    priced: pd.DataFrame | None,
-) -> list[str]:  # fmt: skip
+    summary: pd.DataFrame, against: pd.DataFrame, found: pd.DataFrame, prices: pd.DataFrame
+) -> list[str]:
     lines = []
     most = int(summary["size"].max())
     for task in dict.fromkeys(summary["task"]):
         at = summary[summary["task"] == task].set_index(["method", "size"])
         before = at.loc[(PLAIN, 0)]
-        mine = at.loc[(HEADS, most)]
-        against = _difference(answers, task, HEADS, "LoRA", most)
+        mine, lora = at.loc[(HEADS, most)], at.loc[("LoRA", most)]
+        less = against.set_index(["task", "size", "less"]).loc[(task, most, "LoRA")]
         lines.append(
             f"{task}: as it is {_span(before)}; after {most} questions head edits {_span(mine)} "
-            f"with {mine['trained']:,} numbers, LoRA {_span(at.loc[('LoRA', most)])} with "
-            f"{at.loc[('LoRA', most)]['trained']:,}: a difference of {against.mean:+.3f} "
-            f"[{against.low:+.3f}, {against.high:+.3f}]. "
-            + ("Reached: " if against.mean >= -0.01 else "Missed: ")
+            f"with {mine['trained']:,} numbers, LoRA {_span(lora)} with {lora['trained']:,}: a "
+            f"difference of {less['difference']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]. "
+            + ("Reached: " if less["difference"] >= -0.01 else "Missed: ")
             + "at least LoRA's accuracy less one point."
         )
         last = at.xs(most, level="size")["accuracy"]
         lines.append(f"{task}: best after {most} questions is {last.idxmax()}, {last.max():.3f}.")
     kept, true = int(found["heads edited"].sum()), int(found["planted among them"].sum())
     if kept:
-        share = true / kept
-        word = "reached" if share >= 0.8 else "missed"
+        word = "reached" if true / kept >= 0.8 else "missed"
         lines.append(
             f"Of {kept} heads edited over {len(found)} trainings on the planted task {true} were "
-            f"planted, {share:.0%} (chance {found['by chance'].iloc[0]:.0%}); the target of 80 % "
-            f"was {word}."
+            f"planted, {true / kept:.0%} (chance {found['by chance'].iloc[0]:.0%}); the target of "
+            f"80 % was {word}. Of {int(found['planted'].sum())} to be found {true} were found."
         )
     else:
         lines.append("Every gate closed on the planted task, so no head was edited.")
-    if priced is not None:
-        told = [
-            f"{price:g}: {part['heads'].mean():.1f} heads, {part['planted among them'].mean():.1f} "
-            f"of them planted, accuracy {part['accuracy'].mean():.3f}"
-            for price, part in priced.groupby("price")
-        ]
-        lines.append(
-            "Heads edited, by the price of the gates, means over seeds: " + "; ".join(told)
-        )
-    return lines
+    told = [
+        f"{price:g}: {part['heads edited'].mean():.1f} heads, "
+        f"{part['planted among them'].mean():.1f} of them planted, chosen {part['chosen'].sum()} "
+        f"of {len(part)} times"
+        for price, part in prices.groupby("price")
+    ]
+    return [*lines, "Planted heads, by the price of the gates: " + "; ".join(told)]
 
 
 def _span(row: pd.Series) -> str:
@@ -371,13 +407,15 @@ def _span(row: pd.Series) -> str:
 
 
 def _sections(
-    folder: Run, config: HeadEdits, summary: pd.DataFrame, found: pd.DataFrame,
-    heads: pd.DataFrame, harm: pd.DataFrame, rates: pd.DataFrame, priced: pd.DataFrame | None,
+    folder: Run, config: HeadEdits, tables: Sequence[pd.DataFrame], tried: pd.DataFrame,
+    harm: pd.DataFrame,
 ) -> list[Section]:  # fmt: skip
+    summary, against, found, prices, rates = tables
     drawn = folder.figure("accuracy", lambda: figures.accuracy(summary))
-    mine = heads[(heads["task"] == PLANTED) & (heads["method"] == HEADS)]
+    mine = _mine(tried)
+    mine = mine[mine["chosen"] & (mine["head"] >= 0)]
     chart = folder.figure("heads", lambda: figures.heads(harm, mine))
-    sections = [
+    return [
         Section(
             "Accuracy by training questions",
             [
@@ -390,6 +428,7 @@ def _sections(
             summary,
             [(drawn, "Accuracy on held-out groups; bars are 95 % intervals over groups.")],
         ),
+        Section("Head edits less each other way", ["On the same questions and seeds."], against),
         Section(
             "Which heads were edited",
             [
@@ -397,8 +436,17 @@ def _sections(
                 "Turning them again is the whole repair; whatever else is edited is not needed."
             ],
             found,
-            [(chart, "Harm of turning each head alone; planted are framed, dots count trainings "
+            [(chart, "Harm of turning each head alone; planted are framed, numbers count trainings "
                      "that edit a head.")],
+        ),
+        Section(
+            "What the price of the gates does",
+            [
+                "Every training tries each price. Dev is the mean cost of an answer in nats with "
+                "its standard error over groups; of the prices within one standard error of the "
+                "least the highest is taken."
+            ],
+            prices,
         ),
         Section(
             "Rates tried",
@@ -410,9 +458,6 @@ def _sections(
             rates if config.tried > 1 else rates.drop(columns="dev"),
         ),
     ]  # fmt: skip
-    if priced is not None:
-        sections.insert(2, Section("What the price of the gates does", [], priced))
-    return sections
 
 
 def _joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -166,6 +166,24 @@ def test_gates_move_at_their_own_rate():
     assert slow.edit == iv.find_head_edits(model, PAIRS, gate_lr=5e-3, **options).edit
 
 
+def test_gates_start_where_they_are_told_and_each_goes_its_own_way():
+    model = model_of()
+    example = encode(model, PAIRS[:1], end=True)
+    gated = _Gated.on(model, example, 0.0, torch.Generator().manual_seed(0), 2.0)
+    drawn = _Gated.on(model, example, 0.0, torch.Generator().manual_seed(0))
+    for site, layer in gated.layers.items():
+        assert bool((layer.additive == 2).all() & (layer.multiplicative == 2).all())
+        by_chance = torch.cat([drawn.layers[site].additive, drawn.layers[site].multiplicative])
+        assert len(set(by_chance.tolist())) == 8
+        assert float(by_chance.detach().abs().max()) <= (6 / 5) ** 0.5  # Xavier's, for [4 1]
+    found = iv.find_head_edits(
+        model, PAIRS, start=2.0, epochs=4, batch_size=6, lr=5e-2, warmup=1, price=1.0
+    )
+    assert len(set(found.additive.flatten().tolist())) > 1
+    assert not torch.equal(found.additive, found.multiplicative)
+    assert found.meta["start"] == 2.0
+
+
 def test_dev_ends_training_and_chooses():
     model = model_of()
     found = iv.find_head_edits(
@@ -185,13 +203,34 @@ def test_dev_ends_training_and_chooses():
 def test_schedules_are_the_papers():
     model = model_of()
     heads = 4
-    additive, multiplicative = _schedule("exponential", 9.0, model)(500)
+    additive, multiplicative = _schedule("exponential", 9.0, model, 900)(500)
     assert additive == pytest.approx(0.1 * 0.00674 / heads, rel=1e-3)
     assert multiplicative == pytest.approx((1 - 0.1 * 0.00674) / heads, rel=1e-3)
-    assert _schedule("constant", 0.3, model)(77) == (0.3, 0.3)
-    assert SCHEDULES["linear"](1.0, 0) == (0.0, 1.0)
-    assert SCHEDULES["cyclic"](1.0, 5)[0] == pytest.approx(1.0)
-    assert _schedule(lambda step: (step, 2.0), 0.0, model)(3) == (3, 2.0)
+    assert _schedule("constant", 0.3, model, 100)(77) == (0.3, 0.3)
+    rising = _schedule("rising", 0.3, model, 100)
+    assert rising(0) == (0.0, 0.0)
+    assert rising(35) == pytest.approx((0.15, 0.15))
+    assert rising(70) == rising(99) == (0.3, 0.3)
+    assert SCHEDULES["linear"](1.0, 0.0, 0) == (0.0, 1.0)
+    assert SCHEDULES["cyclic"](1.0, 0.5, 5)[0] == pytest.approx(1.0)
+    assert _schedule(lambda step: (step, 2.0), 0.0, model, 9)(3) == (3, 2.0)
+
+
+def test_no_epoch_is_chosen_while_the_price_rises():
+    """Every epoch before has its gates open and costs less on dev; none is kept or ends it."""
+    model = model_of()
+    options = {"epochs": 20, "batch_size": 3, "lr": 5e-2, "gate_lr": 1.0, "warmup": 1}
+    found = iv.find_head_edits(
+        model, PAIRS[:3], PAIRS[:3], price=200.0, schedule="rising", patience=2, **options
+    )
+    losses = [row["dev"] for row in found.history]
+    best = found.meta["best epoch"]
+    assert min(losses[:13]) < losses[best]  # patience and choice would both have ended there
+    assert best >= 13 and losses[best] == min(losses[13:])  # epoch 13 ends at .7 of the steps
+    opened = found.history[best]["open additive"] + found.history[best]["open multiplicative"]
+    assert (
+        opened < 24 == found.history[0]["open additive"] + found.history[0]["open multiplicative"]
+    )
 
 
 def test_gates_come_back_from_disk(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +15,10 @@ import interventions as iv
 from interp import InterpError
 from interventions._examples import encode
 from studies import head_edits
-from studies._head_edits_methods import METHODS, Plan, with_examples
+from studies._head_edits_methods import METHODS, Learned, Plan, with_examples
+from studies._head_edits_price import Priced, dearest
 from studies._head_edits_tasks import Question, answered, parted, planted, read_parts
-from studies.head_edits import HeadEdits, _difference, _found, run
+from studies.head_edits import HeadEdits, _difference, _differences, _found, _prices, _tried, run
 from tests.architectures import build
 from tests.oracles.tokenizers import byte_level
 
@@ -85,12 +87,12 @@ def test_every_way_learns_and_leaves_the_model_alone(method: str) -> None:
     model = model_of()
     before = {k: v.clone() for k, v in model.module.state_dict().items()}
     asked = ASKED * 2
-    plan = Plan(asked, ASKED, 40, 3e-2, 0.0, 0)
+    plan = Plan(asked, ASKED, 40, 3e-2, (0.0,), 0)
     # With a rate of nearly nothing each begins as no edit at all.
     ids = model.batch([p for p, _ in PAIRS])
     with torch.no_grad():
         plain = model.module(**ids.inputs).logits
-    still = METHODS[method](model, Plan(asked, ASKED, 1, 1e-12, 0.0, 0))
+    still = METHODS[method](model, Plan(asked, ASKED, 1, 1e-12, (0.0,), 0))
     with torch.no_grad(), still.use() as tuned:
         torch.testing.assert_close(tuned.module(**ids.inputs).logits, plain)
     found = METHODS[method](model, plan)
@@ -116,11 +118,24 @@ def test_heads_and_differences_by_hand() -> None:
     harm = pd.DataFrame(
         [{"layer": i // 4, "head": i % 4, "harm": 1.0, "planted": i in (1, 6)} for i in range(8)]
     )
-    rows = [{"layer": 0, "head": 1}, {"layer": 1, "head": 2}, {"layer": 1, "head": 3}]
-    heads = pd.DataFrame(rows).assign(task=head_edits.PLANTED, method="head edits", size=50, seed=0)
-    (row,) = _found(heads, harm).to_dict("records")
-    assert row["heads edited"] == 3 and row["planted among them"] == 2
-    assert row["share"] == pytest.approx(2 / 3) and row["by chance"] == 0.25
+    path = [
+        Priced(1.0, 0.1, [0.1, 0.3], [(0, 1), (1, 2), (1, 3)]),  # 0.2, standard error 0.1
+        Priced(2.0, 0.2, [0.2, 0.3], [(0, 1), (1, 3)]),
+        Priced(4.0, 0.9, [0.8, 1.0], []),
+    ]
+    learned = Learned(nullcontext, 3, 0.2, [(0, 1), (1, 3)], path)
+    told = {"method": "head edits", "size": 50, "seed": 0}
+    tried = pd.concat(
+        [_tried(learned).assign(task=task, **told) for task in (head_edits.PLANTED, "other")]
+    )
+    (row,) = _found(tried, harm).to_dict("records")
+    assert row["price"] == 2.0 and row["heads edited"] == 2 and row["planted among them"] == 1
+    assert row["share"] == 0.5 and row["by chance"] == 0.25 and row["planted"] == 2
+    rows = _prices(tried, harm).to_dict("records")
+    assert [row["heads edited"] for row in rows] == [3, 2, 0]
+    assert [row["planted among them"] for row in rows] == [2, 1, 0]
+    assert [row["chosen"] for row in rows] == [False, True, False]
+    assert rows[2]["share"] != rows[2]["share"] and rows[2]["dev"] == pytest.approx(0.9)
 
     def made(method: str, size: int, seed: int, rights: list[float]) -> pd.DataFrame:
         floats = [float(right) for right in rights]
@@ -138,6 +153,27 @@ def test_heads_and_differences_by_hand() -> None:
     )  # fmt: skip
     assert _difference(answers, "t", "x", "as it is", 50).mean == pytest.approx(3 / 8)
     assert _difference(answers, "t", "x", "y", 50).mean == pytest.approx(2 / 8)
+    renamed = pd.concat(
+        [answers.assign(method=answers["method"].replace({"x": "head edits", "y": other}))
+         for other in METHODS]
+    )  # fmt: skip
+    table = _differences(renamed.drop_duplicates(["method", "seed", "question"]))
+    assert list(table["less"]) == [other for other in METHODS if other != "head edits"]
+    assert table["difference"].tolist() == pytest.approx([2 / 8] * 3)
+
+
+def test_of_prices_that_dev_cannot_tell_apart_the_highest() -> None:
+    """By hand: the least cost .2 has a standard error sd/sqrt(n) = (.2/sqrt 2)/sqrt 2 = .1."""
+    path = [
+        Priced(8.0, 0.0, [0.31, 0.31], []),
+        Priced(1.0, 0.0, [0.1, 0.3], []),
+        Priced(4.0, 0.0, [0.0, 0.59], []),
+        Priced(2.0, 0.0, [0.21, 0.21], []),
+    ]
+    assert path[1].error == pytest.approx(0.1)
+    assert dearest(path) == 2  # .295 is within, .31 is not; and the order says nothing
+    assert dearest(path[::-1]) == 1
+    assert dearest([Priced(1.0, 0.0, [0.2], []), Priced(2.0, 0.0, [0.2001], [])]) == 0
 
 
 def test_questions_from_a_file_are_checked(tmp_path: Path) -> None:
