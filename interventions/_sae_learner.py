@@ -68,6 +68,9 @@ class Learner:
         weights = {
             "enc": dec.clone(), "dec": dec, "b_enc": zeros.clone(), "b_dec": zeros.new_zeros(d_in),
         }  # fmt: skip
+        if plan.kind in ("topk", "batchtopk"):
+            x = (rows[:batch_size] - origin.to(rows)) * variance**-0.5
+            weights["enc"] *= fitting_factor(weights, x, plan.k)
         if plan.kind == "jumprelu":
             weights["log_threshold"] = torch.full_like(zeros, THRESHOLD).log()
         if plan.kind == "gated":
@@ -188,6 +191,18 @@ class Learner:
             terms = {name: float(term) for name, term in found.terms.items()}
             dead = float((self.quiet >= self.dead_after).float().mean())
             self.history.append({"step": step, **terms, "l0": float(found.l0), "dead": dead})
+
+
+def fitting_factor(weights: Weights, x: Float[Tensor, "token d_in"], k: int) -> Float[Tensor, ""]:
+    """What to multiply the encoder by so that x_hat is closest to x: `<x, x_hat> / |x_hat|^2`.
+
+    Latents are proportional to the encoder while biases are 0. Random directions that are as long
+    as the decoder's reconstruct far too much, the more the more of them there are, and undoing that
+    takes Adam most of a short training and kills latents.
+    """
+    active = objective.greatest(x @ weights["enc"].T, k)
+    x_hat = active.combined(active.values.relu(), weights["dec"])
+    return (x * x_hat).sum() / x_hat.square().sum().clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def geometric_median(

@@ -59,7 +59,7 @@ def topk(
     n, width = x.shape
     centred = x - b_dec
     pre = torch.addmm(b_enc, centred, enc.T)
-    active = _greatest_of_batch(pre, k) if whole_batch else _greatest(pre, k)
+    active = _greatest_of_batch(pre, k) if whole_batch else greatest(pre, k)
     values = active.values.relu()
     error = active.combined(values, dec) + b_dec - x
     r = error * (2 / (n * width))
@@ -140,7 +140,7 @@ def unit_decoder(weights: Weights, gradient: Weights | None = None) -> None:
 
 
 @dataclass(frozen=True)
-class _Active:
+class Active:
     """The latents that are active: (token, feature) pairs in the order of tokens."""
 
     starts: Int[Tensor, " token_and_end"]  # where each token's pairs begin
@@ -173,6 +173,16 @@ class _Active:
         return torch.sparse.sampled_addmm(pattern, rows, vectors.T, beta=0.0).values()
 
 
+def greatest(pre: Tensor, k: int) -> Active:
+    """The k greatest of each token."""
+    values, index = pre.topk(k, dim=1, sorted=False)
+    order = index.argsort(dim=1) if pre.is_cuda else None  # cuSPARSE wants columns in order
+    if order is not None:
+        values, index = values.gather(1, order), index.gather(1, order)
+    starts = torch.arange(0, index.numel() + 1, k, device=pre.device)
+    return Active(starts, index.reshape(-1), values.reshape(-1), pre.shape[1])
+
+
 @cache
 def _csr_without_its_warning() -> None:
     """Torch says once a process that CSR tensors are in beta; it says it here."""
@@ -181,27 +191,18 @@ def _csr_without_its_warning() -> None:
         torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))
 
 
-def _greatest(pre: Tensor, k: int) -> _Active:
-    values, index = pre.topk(k, dim=1, sorted=False)
-    order = index.argsort(dim=1) if pre.is_cuda else None  # cuSPARSE wants columns in order
-    if order is not None:
-        values, index = values.gather(1, order), index.gather(1, order)
-    starts = torch.arange(0, index.numel() + 1, k, device=pre.device)
-    return _Active(starts, index.reshape(-1), values.reshape(-1), pre.shape[1])
-
-
-def _greatest_of_batch(pre: Tensor, k: int) -> _Active:
+def _greatest_of_batch(pre: Tensor, k: int) -> Active:
     n, d_sae = pre.shape
     values, flat = pre.reshape(-1).topk(k * n, sorted=False)
     flat, order = flat.sort()
     tokens = torch.div(flat, d_sae, rounding_mode="floor")
     counts = torch.bincount(tokens, minlength=n)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return _Active(starts, flat % d_sae, values[order], d_sae)
+    return Active(starts, flat % d_sae, values[order], d_sae)
 
 
 def _through(
-    active: _Active, values: Tensor, r: Rows, centred: Rows, weights: Weights, gradient: Weights
+    active: Active, values: Tensor, r: Rows, centred: Rows, weights: Weights, gradient: Weights
 ) -> None:
     """Adds what r, the gradient of the reconstruction, means for all weights but b_dec's own."""
     through = active.products(r, weights["dec"]) * (values > 0)

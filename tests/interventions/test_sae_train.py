@@ -165,6 +165,24 @@ def test_the_decoder_stays_on_the_sphere():
     torch.testing.assert_close(learner.weights["dec"].norm(dim=1), torch.ones(12))
 
 
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+def test_the_first_reconstruction_has_the_best_scale(kind: str):
+    """What the first batch misses is orthogonal to x_hat, so no multiple of it is closer."""
+    rows = 7 * drawn(256, D, seed=1).float() + 3
+    learner = Learner.begin(iv.SAEPlan("resid_post.0", kind, d_sae=40, k=4), rows, 10, 256)
+    weights, x = learner.weights, (rows - learner.origin) * learner.scale
+    z = torch.zeros(256, 40)
+    for t, row in enumerate(x @ weights["enc"].T):
+        for j in row.argsort(descending=True)[:4].tolist():
+            z[t, j] = max(float(row[j]), 0.0)
+    x_hat = z @ weights["dec"]
+    assert abs(float(((x - x_hat) * x_hat).sum())) < 1e-5 * float(x_hat.square().sum())
+    torch.testing.assert_close(weights["dec"].norm(dim=1), torch.ones(40))
+    ratio = weights["enc"] / weights["dec"]
+    torch.testing.assert_close(ratio, ratio[:1, :1].expand(40, D), atol=1e-4, rtol=1e-4)
+    assert 0.05 < float(ratio[0, 0]) < 0.95
+
+
 def test_the_geometric_median_minimises_distances():
     rows = drawn(60, 4, seed=3) ** 3
     median = geometric_median(rows, tolerance=1e-12, most=1000)
@@ -367,7 +385,7 @@ def test_dead_latents_come_back():
     for aux in (0.0, 1 / 32):
         plan = iv.SAEPlan("resid_post.0", "topk", 48, 3, lr=3e-3, aux=aux, dead_after=1024)
         learner = Learner.begin(plan, rows, 500, 128)
-        learner.weights["b_enc"][:24] -= 3.0
+        learner.weights["b_enc"][:24] -= 3.0 * learner.weights["enc"].norm(dim=1)[:24]
         for step in range(500):
             learner.step(rows[128 * (step % 32) : 128 * (step % 32) + 128], step)
         dead.append(int((learner.quiet >= 1024).sum()))
