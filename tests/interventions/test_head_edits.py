@@ -135,7 +135,8 @@ def test_the_edit_is_what_was_learned_and_bakes(name: str):
     assert named <= set(found.heads)
 
 
-def test_planted_heads_are_found_and_the_others_closed():
+@pytest.mark.parametrize("how", [{}, {"schedule": "rising", "start": 2.0}])
+def test_planted_heads_are_found_and_the_others_closed(how: dict[str, object]):
     """Only three heads reach the residual stream, so that an edit of any other is worth nothing."""
     model = model_of(num_hidden_layers=3)
     planted = {(0, 2), (1, 0), (2, 3)}
@@ -146,7 +147,7 @@ def test_planted_heads_are_found_and_the_others_closed():
                 if (layer, head) not in planted:
                     columns = slice(head * d_head, (head + 1) * d_head)
                     block.self_attn.o_proj.weight[:, columns] = 0
-    options = {"epochs": 120, "batch_size": 6, "lr": 0.1, "warmup": 1}
+    options = {"epochs": 120, "batch_size": 6, "lr": 0.1, "warmup": 1} | how
     found = iv.find_head_edits(model, PAIRS, price=1.0, **options)
     assert found.heads
     share = len(planted & set(found.heads)) / len(found.heads)
