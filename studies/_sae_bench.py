@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,21 +17,32 @@ from studies import _reasoning_measures as measures
 from studies._checkpoints import ORGANISM, open_checkpoint
 from studies._problems import Problem, organism_problems, organism_texts, read_problems
 from studies._reasoning_measures import Condition, Task
+from studies._sae_looks import Looks
+from studies._sae_recipes import Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from studies.sae_tuning import SaeTuning
 
-# name -> what is tuned; the order is that of the report
-CONDITIONS = {
-    "source SAE": "SAE of the source",
-    "source SAE, no gradient": "the same, no gradient through the SAE (the released code)",
-    "target SAE": "SAE of the target itself",
-    "random SAE": "random SAE of the same size",
-    "identity SAE": "identity SAE: LoRA with KL to itself",
-    "SFT": "SFT on the same problems and answers",
-}
+TEXTS = 32  # dev texts on which the SAE's cost is looked at
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuning that was done.
+
+    Args:
+        edit: the state chosen.
+        looks: what dev data said of every state looked at, the start the first: `Looks.rows`.
+        state: which of them was chosen.
+        seconds: of process time: `tuning`, `choosing` (dev problems solved), `measuring`.
+    """
+
+    edit: Edit
+    looks: pd.DataFrame
+    state: int
+    seconds: dict[str, float]
 
 
 class Bench:
@@ -44,6 +55,7 @@ class Bench:
     def __init__(self, config: SaeTuning) -> None:
         self.config = config
         self.seconds: dict[str, float] = {}
+        self._saes: dict[tuple[object, ...], iv.SAE] = {}
 
     @cached_property
     def source(self) -> Model:
@@ -64,9 +76,8 @@ class Bench:
             raise InterpError(f"layer={layer}: the target has layers 0 to {layers - 1}")
         return layer
 
-    @cached_property
-    def examples(self) -> list[tuple[str, str]]:
-        """Problems of the train split and their bare answers, without any steps (as the paper)."""
+    def examples(self, texts: str = "bare") -> list[tuple[str, str]]:
+        """Train problems, with their bare answers (as the paper) or, `worked`, with steps too."""
         config = self.config
         if config.train is not None:
             problems = read_problems(config.train, 10**9)
@@ -77,69 +88,106 @@ class Bench:
                 '--train FILE --problems FILE, with lines such as {"prompt": "2 + 2 =", '
                 '"answer": "4"}'
             )
-        from studies.organisms.world import World
-
-        drawn = World(seed=0).problems(64 if config.smoke else 1500, "train", seed=config.seed + 7)
-        return [(p.prompt, f" answer{p.answer}") for p in drawn]
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """What the SAE is trained on and the tuning runs on."""
-        return [prompt + answer for prompt, answer in self.examples]
+        return [
+            (p.prompt, p.solution if texts == "worked" else bare)
+            for p, bare in _drawn(64 if config.smoke else 1500, config.seed + 7)
+        ]
 
     def task(self, part: str) -> Task:
-        """Problems to test on, or dev problems for choosing the state."""
+        """Problems to test on; `dev` problems, or `more dev`, for choosing."""
         config = self.config
-        count = 8 if config.smoke else config.count if part == "test" else config.dev
+        count = config.count if part == "test" else config.dev * (2 if part == "more dev" else 1)
+        count = min(count, 8) if config.smoke else count
         if config.problems is not None:
             given = read_problems(config.problems, config.count + config.dev)
             cut = max(1, len(given) - config.dev)
             problems = given[:cut][:count] if part == "test" else given[cut:]
             texts: list[str] = []
         else:
-            problems = organism_problems(count, config.seed) if part == "test" else _dev(count)
+            dev = [problem for problem, _ in _drawn(count, 9001)]
+            problems = organism_problems(count, config.seed) if part == "test" else dev
             texts = organism_texts(count, config.seed) if part == "test" else []
-        samples = 1 if config.smoke or part == "dev" else config.samples
+        samples = config.samples if part == "test" and not config.smoke else 1
         return Task(
             problems, texts, samples, config.temperature, config.max_new_tokens, config.seed
         )
 
     @cached_property
-    def saes(self) -> dict[str, iv.SAE]:
-        """One a layer of the source, and one of the target where it is tuned."""
-        config = self.config
-        options: dict[str, Any] = {
-            "tokens": 4096 if config.smoke else config.sae_tokens, "batch_size": 512,
-            "buffer": 4096, "seed": config.seed, "progress": False,
-        }  # fmt: skip
+    def dev_texts(self) -> dict[str, list[str]]:
+        """Dev problems, answered as the tuning's texts are, and worked as the model would."""
+        worked = [p.prompt + p.solution for p in self.task("dev").problems[:TEXTS]]
+        if self.config.problems is not None:
+            return {"worked": worked}
+        count = len(worked)
+        return {"bare": [p.prompt + bare for p, bare in _drawn(count, 9001)], "worked": worked}
 
-        def plan(layer: int) -> iv.SAEPlan:
-            return iv.SAEPlan(
-                f"resid_post.{layer}", d_sae=config.d_sae, k=config.k, lr=2e-3, seed=config.seed
+    @cache  # noqa: B019 - a run's bench lives as long as the run
+    def first_look(self, part: str) -> pd.DataFrame:
+        """The dev problems by the target as it is: the start of every tuning."""
+        begun = time.process_time()
+        rows = measures.measure(self.target, None, Condition("dev"), self.task(part))
+        self.seconds[f"first look, {part}"] = time.process_time() - begun
+        return rows
+
+    def look_at_both(self) -> pd.DataFrame:
+        """What dev data say of the target (look 0) and of the source (look 1)."""
+        looks = Looks(None, self.task("dev"), self.dev_texts, self.first_look("dev"))
+        looks(self.target)
+        looks(self.source)
+        return looks.table()
+
+    def sae(self, recipe: Recipe, seed: int) -> iv.SAE:
+        """The SAE of a recipe; trained ones are kept."""
+        site = f"resid_post.{recipe.layer}"
+        if recipe.sae == "identity":
+            return iv.sae.identity(self.target.anatomy.d_model, site)
+        if recipe.sae == "random":
+            own = self.sae(replace(recipe, sae="source"), seed)
+            made = iv.sae.random(own.d_in, own.d_sae, own.k or 1, own.site, seed, own.b_dec)
+            return replace(made, meta=own.meta)
+        key = (*recipe.of_sae, seed)
+        if key not in self._saes:
+            begun = time.process_time()
+            self._saes[key] = self._trained(recipe, [recipe.layer], seed)[recipe.layer]
+            self.seconds[f"SAE {recipe.sae}"] = time.process_time() - begun
+        return self._saes[key]
+
+    def saes(self, recipe: Recipe) -> list[iv.SAE]:
+        """The recipe's at every layer; all but the recipe's own from one pass over the texts."""
+        layers, seed = range(self.source.anatomy.n_layers), self.config.seed
+        self.sae(recipe, seed)
+        at = {layer: replace(recipe, layer=layer) for layer in layers}
+        if missing := [n for n in layers if (*at[n].of_sae, seed) not in self._saes]:
+            for layer, sae in self._trained(recipe, missing, seed).items():
+                self._saes[(*at[layer].of_sae, seed)] = sae
+        return [self._saes[(*at[layer].of_sae, seed)] for layer in layers]
+
+    def _trained(self, recipe: Recipe, layers: Sequence[int], seed: int) -> dict[int, iv.SAE]:
+        plans = {
+            str(n): iv.SAEPlan(
+                f"resid_post.{n}", d_sae=recipe.d_sae, k=recipe.k, lr=2e-3, seed=seed
             )
+            for n in layers
+        }
+        found = iv.train_saes(
+            self.source if recipe.sae == "source" else self.target, self._texts(recipe), plans,
+            tokens=4096 if self.config.smoke else recipe.sae_tokens, batch_size=512, buffer=4096,
+            seed=seed, progress=False,
+        )  # fmt: skip
+        return {n: found[str(n)] for n in layers}
 
-        layers = range(self.source.anatomy.n_layers)
-        begun = time.perf_counter()
-        alone = iv.train_saes(self.source, self.texts, {"one": plan(self.layer)}, **options)
-        self.seconds["SAE"] = time.perf_counter() - begun
-        rest = {str(n): plan(n) for n in layers if n != self.layer}
-        found = iv.train_saes(self.source, self.texts, rest, **options)
-        found[str(self.layer)] = alone["one"]
-        found |= iv.train_saes(self.target, self.texts, {"target": plan(self.layer)}, **options)
-        return found
+    def card(self, recipe: Recipe) -> pd.DataFrame:
+        """Report card of a recipe's SAE, measured on the target, because that is where it stands.
 
-    def card(self, which: str) -> pd.DataFrame:
-        """Report card of the source's SAE where it is spliced in, or of the target's own.
-
-        Measured on the target, because that is where it stands, on dev problems with their answers.
+        On dev problems with worked solutions, as the model writes them.
         """
-        sae = self.saes["target" if which == "target" else str(self.layer)]
         texts = [problem.prompt + problem.solution for problem in self.task("dev").problems]
+        sae = self.sae(recipe, self.config.seed)
         card = iv.sae_card(self.target, sae, texts, top=0, seed=self.config.seed)
-        return card.table().assign(sae=which)
+        return card.table().assign(sae=recipe.sae, seconds=self.seconds[f"SAE {recipe.sae}"])
 
-    def reasoning_features(self) -> pd.DataFrame:
-        """Latents that fire at both markers and at no other token: `layer found null ...`.
+    def reasoning_features(self, recipe: Recipe) -> pd.DataFrame:
+        """Latents that fire at both markers and at no other token: `layer features null null_95`.
 
         As the paper, from one prompt alone and an SAE a layer. The null takes all other pairs of
         tokens of the same prompt in place of the markers.
@@ -147,11 +195,10 @@ class Bench:
         import pandas as pd
 
         opening, closing = self.config.markers
-        prompt, answer = self.examples[0]
+        prompt, answer = self.examples()[0]
         text = prompt + answer
         rows = []
-        for layer in range(self.source.anatomy.n_layers):
-            sae = self.saes[str(layer)]
+        for layer, sae in enumerate(self.saes(recipe)):
             acts = interp.capture(self.source, [text], sae.site or "")
             tokens = acts.tokens[0].tolist()
             at = [_place(self.source, tokens, marker) for marker in (opening, closing)]
@@ -168,15 +215,26 @@ class Bench:
             })  # fmt: skip
         return pd.DataFrame(rows)
 
-    def tuned(self, name: str, seed: int) -> tuple[Edit, float]:
-        """The target tuned under one condition, and the seconds it took."""
-        begun = time.perf_counter()
-        edit = self._sft(seed) if name == "SFT" else self._with_sae(name, self.layer, seed)
-        return edit, time.perf_counter() - begun
+    def tuned(self, recipe: Recipe, seed: int, part: str = "dev", times: int = 2) -> Tuned:
+        """The target tuned by a recipe, its state chosen by the dev problems solved.
 
-    def at_layer(self, layer: int) -> Edit:
-        """The main condition with the SAE of another layer."""
-        return self._with_sae("source SAE", layer, self.config.seed)
+        Args:
+            recipe: how.
+            seed: of the SAE and the tuning.
+            part: which dev problems.
+            times: how often it is looked at, at even distances; the start is, too.
+        """
+        sae = self.sae(recipe, seed) if recipe.sae else None
+        looks = Looks(sae, self.task(part), self.dev_texts, self.first_look(part))
+        begun = time.process_time()
+        if sae is None:
+            edit = self._sft(recipe, seed, looks)
+        else:
+            edit = self._around(sae, recipe, seed, looks, times)
+        total = time.process_time() - begun
+        seconds = {"tuning": total - looks.choosing - looks.measuring}
+        seconds |= {"choosing": looks.choosing, "measuring": looks.measuring}
+        return Tuned(edit, looks.table(), looks.best, seconds)
 
     def model(self, role: str) -> pd.DataFrame:
         """Source or target as it is, measured."""
@@ -186,62 +244,48 @@ class Bench:
         """The target with an edit, measured."""
         return _measured(self.target, edit, name, seed, self.task("test"))
 
-    def _with_sae(self, name: str, layer: int, seed: int) -> Edit:
-        config, own = self.config, self.saes[str(layer)]
-        sae: iv.SAE = own
-        if name == "target SAE":
-            sae = self.saes["target"]
-        elif name == "random SAE":
-            sae = iv.sae.random(own.d_in, own.d_sae, own.k or 1, own.site, seed, own.b_dec)
-            sae = replace(sae, meta=own.meta)
-        elif name == "identity SAE":
-            sae = iv.sae.identity(own.d_in, own.site)
+    def _texts(self, recipe: Recipe) -> list[str]:
+        return [prompt + answer for prompt, answer in self.examples(recipe.texts)]
+
+    def _around(self, sae: iv.SAE, recipe: Recipe, seed: int, looks: Looks, times: int) -> Edit:
+        steps = 2 if self.config.smoke else recipe.steps
         return iv.tune_with_sae(
-            self.target, sae, self.texts, rank=config.rank, alpha=4 * config.rank,
-            sae_grad="none" if name.endswith("no gradient") else "full",
-            steps=2 if config.smoke else config.steps, rows=config.rows, lr=config.lr,
-            score=self._score(), dev_every=max(1, config.steps // 3), seed=seed, progress=False,
+            self.target, sae, self._texts(recipe), rank=self.config.rank,
+            alpha=4 * self.config.rank, sae_grad=recipe.grad, loss=recipe.loss, steps=steps,
+            rows=self.config.rows, lr=recipe.lr, score=looks, dev_every=max(1, steps // times),
+            seed=seed, progress=False,
         )  # fmt: skip
 
-    def _sft(self, seed: int) -> Edit:
-        """LoRA's place taken by all weights of the same matrices; the state with the best dev loss.
+    def _sft(self, recipe: Recipe, seed: int, looks: Looks) -> Edit:
+        """All weights of the matrices that LoRA changes elsewhere.
 
-        Its dev set are examples of the same kind that training leaves out.
+        Its states are the start and the ends of runs of half and of all of the steps.
         """
-        config = self.config
-        cut = len(self.examples) * 9 // 10
-        return iv.masked_tune(
-            self.target, self.examples[:cut],
-            iv.masks.module_mask(self.target, modules=("attn", "mlp")),
-            steps=2 if config.smoke else config.steps, rows=config.rows, lr=config.lr,
-            dev=self.examples[cut:], dev_every=max(1, config.steps // 3), end=False, seed=seed,
-            progress=False,
-        )  # fmt: skip
-
-    def _score(self) -> Callable[[Model], float]:
-        """Share of dev problems solved by samples, the same random numbers each time."""
-        task = self.task("dev")
-
-        def score(model: Model) -> float:
-            rows = measures.measure(model, None, Condition("dev"), task)
-            return float(rows["value"].mean())
-
-        return score
+        steps = 2 if self.config.smoke else recipe.steps
+        looks(self.target)
+        states = [Edit()]
+        for length in sorted({max(1, steps // 2), steps}):
+            edit = iv.masked_tune(
+                self.target, self.examples(recipe.texts),
+                iv.masks.module_mask(self.target, modules=("attn", "mlp")),
+                steps=length, rows=self.config.rows, lr=recipe.lr, end=False, seed=seed,
+                progress=False,
+            )  # fmt: skip
+            with edit.applied(self.target):
+                looks(self.target)
+            states.append(edit)
+        return states[looks.best]
 
 
-def _dev(count: int) -> list[Problem]:
-    """Problems of the train split that the examples did not draw, with steps as solution."""
+def _drawn(count: int, seed: int) -> Iterator[tuple[Problem, str]]:
+    """Train problems with a worked solution, in each style in turn, and the bare answer."""
     from studies.organisms import arithmetic, lexicon
     from studies.organisms.world import World
 
-    drawn = World(seed=0).problems(count, "train", seed=9001)
-    return [
-        Problem(
-            problem.prompt, arithmetic.solve(problem, lexicon.STYLES[i % len(lexicon.STYLES)]),
-            str(i), partial(arithmetic.verify, problem),
-        )
-        for i, problem in enumerate(drawn)
-    ]  # fmt: skip
+    for i, problem in enumerate(World(seed=0).problems(count, "train", seed=seed)):
+        worked = arithmetic.solve(problem, lexicon.STYLES[i % len(lexicon.STYLES)])
+        verified = partial(arithmetic.verify, problem)
+        yield Problem(problem.prompt, worked, str(i), verified), f" answer{problem.answer}"
 
 
 def _measured(model: Model, edit: Edit | None, name: str, seed: int, task: Task) -> pd.DataFrame:
@@ -267,16 +311,3 @@ def _place(model: Model, tokens: Sequence[int], marker: str) -> int:
 def _opened(source: str) -> Model:
     model = open_checkpoint(source)
     return Model(model.module.to(torch.float32), model.tokenizer, model.name)
-
-
-def grpo_seconds(source: str) -> float | None:
-    """What reinforcement learning of an organism took, by its record."""
-    if not source.startswith(ORGANISM):
-        return None
-    import json
-
-    from studies.organisms.shipped import WEIGHTS
-
-    name = source.removeprefix(ORGANISM).partition("@")[0]
-    record = json.loads((WEIGHTS / name / "metrics.json").read_text(encoding="utf-8"))
-    return record.get("run", {}).get("seconds")

@@ -46,3 +46,46 @@ def features(table: pd.DataFrame) -> Figure:
     ax.legend(frameon=False, fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def sae_cost(tuning: pd.DataFrame) -> Figure:
+    """What the SAE costs in KL before the tuning and after it, on each kind of dev texts."""
+    import matplotlib.pyplot as plt
+
+    shown = tuning[tuning["kl with SAE"] > 1e-6]
+    kinds = shown["texts"].unique()
+    figure, axes = plt.subplots(
+        1, len(kinds), figsize=(4.2 * len(kinds) + 1.2, 2.6), layout="constrained", sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    for ax, kind in zip(axes[0], kinds, strict=True):
+        rows = shown[shown["texts"] == kind].iloc[::-1]
+        for at, (before, after) in enumerate(
+            zip(rows["kl with SAE"], rows["kl with SAE after"], strict=True)
+        ):
+            ax.plot([before, after], [at, at], color="0.7", lw=2, zorder=1)
+            ax.plot(before, at, "o", mfc="white", mec="#0072B2")
+            ax.plot(after, at, "o", color="#0072B2")
+        ax.set_yticks(range(len(rows)), rows["condition"])
+        ax.set_xscale("log")
+        ax.set_title(f"{kind} answers" if kind == "bare" else f"{kind} solutions", fontsize=10)
+        ax.set_xlabel("KL with the SAE in place, nats a token")
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def settings(table: pd.DataFrame) -> Figure:
+    """Gain on dev problems of each setting and layer."""
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(7, 0.3 * len(table) + 1), layout="constrained")
+    rows = table.iloc[::-1]
+    points = 100 * rows[["dev_gain", "dev_gain_low", "dev_gain_high"]].to_numpy()
+    for at, (mean, low, high) in enumerate(points):
+        ax.plot([low, high], [at, at], color="#0072B2", lw=2)
+        ax.plot(mean, at, "o", color="#0072B2")
+    ax.axvline(0, color="0.5", linestyle="--", linewidth=1)
+    ax.set_yticks(range(len(rows)), rows["setting"])
+    ax.set_xlabel("dev problems solved over the target as it is, points")
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
