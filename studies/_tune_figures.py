@@ -39,27 +39,27 @@ def gain_and_loss(summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def noise(damage: pd.DataFrame) -> Figure:
+def noise(damage: pd.DataFrame, what: str) -> Figure:
     """Loss under noise of each mask, a panel a strength."""
     import matplotlib.pyplot as plt
 
     strengths = sorted(set(damage["noise"]))
+    size = 3.0 * len(strengths) + 1.4, 0.28 * damage["mask"].nunique() + 1.6
     figure, axes = plt.subplots(
-        1, len(strengths), figsize=(3.4 * len(strengths) + 1, 2.8), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+        1, len(strengths), figsize=size, layout="constrained", squeeze=False, sharey=True
+    )
+    axes[0, 0].invert_yaxis()  # of all: they share it
     for ax, strength in zip(axes[0], strengths, strict=True):
         part = damage[damage["noise"] == strength]
         for place, row in enumerate(part.to_dict("records")):
             x = row["lost nats"]
             bar = _bar(x, row["lost nats low"], row["lost nats high"])
-            ax.errorbar(
-                x, place, xerr=bar, fmt=MARKERS[place], color=COLOURS[place], capsize=2
-            )  # fmt: skip
+            colour = COLOURS[0] if str(row["mask"]).startswith("principal") else COLOURS[1]
+            colour = COLOURS[3] if row["mask"] == "random" else colour
+            ax.errorbar(x, place, xerr=bar, fmt="o", color=colour, capsize=2, markersize=4)
         ax.set_yticks(range(len(part)), part["mask"])
-        ax.invert_yaxis()
         ax.axvline(0, color="black", linewidth=0.8)
-        ax.set(title=f"{strength:g} x root mean square", xlabel="old tasks lost, nats an answer")
+        ax.set(title=f"{strength:g} × root mean square", xlabel=what)
         ax.spines[["top", "right"]].set_visible(False)
     return figure
 

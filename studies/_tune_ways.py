@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 
@@ -50,6 +51,8 @@ class Tuner:
         rows: examples a step.
         rank: of the approximation behind principal weights.
         layer: of the one module, which sets the budget of all masks.
+        kept: texts of the old tasks, for adapters that start away from them.
+        direction: a change of weights for gradients to lean towards.
     """
 
     model: Model
@@ -59,6 +62,8 @@ class Tuner:
     rows: int
     rank: int
     layer: int
+    kept: Callable[[], list[str]] | None = None
+    direction: Callable[[], iv.Edit] | None = None
 
     @cached_property
     def share(self) -> float:
@@ -87,19 +92,27 @@ class Tuner:
         """One training."""
         return WAYS[way].tune(self, seed, lr)
 
-    def masked(self, mask: Mask, seed: int, lr: float, remask: int | None = None) -> Tuned:
+    def masked(
+        self, mask: Mask, seed: int, lr: float, remask: int | None = None,
+        prior: iv.Edit | None = None,
+    ) -> Tuned:  # fmt: skip
         """`iv.masked_tune`."""
-        edit = self._edit(mask, seed, lr, remask)
-        note = edit.notes["masked_tune"]
+        edit = self._edit(mask, seed, lr, remask, prior)
+        return self._tuned(edit, edit.notes["masked_tune"])
+
+    def _edit(
+        self, mask: Mask, seed: int, lr: float, remask: int | None = None,
+        prior: iv.Edit | None = None,
+    ) -> iv.Edit:  # fmt: skip
+        return iv.masked_tune(
+            self.model, self.train(seed), mask, steps=self.steps, rows=self.rows, lr=lr, seed=seed,
+            remask=remask, prior=prior, progress=False,
+        )  # fmt: skip
+
+    def _tuned(self, edit: iv.Edit, note: dict[str, Any]) -> Tuned:
         with edit.applied(self.model):
             dev = mean_loss(self.model, self._encoded_dev)
         return Tuned(partial(_edited, self.model, edit), note["count"], note["state bytes"], dev)
-
-    def _edit(self, mask: Mask, seed: int, lr: float, remask: int | None = None) -> iv.Edit:
-        return iv.masked_tune(
-            self.model, self.train(seed), mask, steps=self.steps, rows=self.rows, lr=lr, seed=seed,
-            remask=remask, progress=False,
-        )  # fmt: skip
 
     def whole(self, seed: int, lr: float = 3e-4) -> iv.Edit:
         """Everything tuned: the first phase of a lottery ticket, one vote of a consensus."""
@@ -116,6 +129,21 @@ class Tuner:
             found = iv.masks.consensus_mask(masks, at_least=2 / 3)
             low, high = (share, high) if found.count < self._module.count else (low, share)
         return found
+
+    def away(self, seed: int, lr: float) -> Tuned:
+        """CorDA: adapters as large as LoRA's that start away from what the old tasks use."""
+        assert self.kept is not None
+        edit = iv.tune_with_corda(
+            self.model, self.train(seed), self.kept(), rank=self.lora_rank, steps=self.steps,
+            rows=self.rows, lr=lr, seed=seed, progress=False,
+        )  # fmt: skip
+        return self._tuned(edit, edit.notes["tune_with_corda"])
+
+    @cached_property
+    def leaning(self) -> iv.Edit:
+        """The prior's direction."""
+        assert self.direction is not None
+        return self.direction()
 
     def adapter(self, seed: int, lr: float) -> Tuned:
         """LoRA through peft on every matrix of the blocks."""
@@ -157,6 +185,7 @@ class Way:
     tune: Callable[[Tuner, int, float], Tuned]
     rates: Sequence[float]  # the first, unless several are tried on dev
     matched: bool = True
+    needs: str | None = None  # what of a `Tuner` may be missing
 
 
 def _principal(tuner: Tuner, seed: int, lr: float) -> Tuned:
@@ -171,6 +200,13 @@ def _magnitude(tuner: Tuner, seed: int, lr: float, *, low: bool = False) -> Tune
 
 def _random(tuner: Tuner, seed: int, lr: float) -> Tuned:
     return tuner.masked(iv.masks.random_mask(tuner.model, share=tuner.share, seed=seed), seed, lr)
+
+
+def _prior(tuner: Tuner, seed: int, lr: float, *, random: bool = False) -> Tuned:
+    """The random mask of this seed, its gradients leaning one way, or a random way as far."""
+    prior = iv.norm_matched_random(tuner.leaning, seed) if random else tuner.leaning
+    mask = iv.masks.random_mask(tuner.model, share=tuner.share, seed=seed)
+    return tuner.masked(mask, seed, lr, prior=prior)
 
 
 def _safe(tuner: Tuner, seed: int, lr: float) -> Tuned:
@@ -222,7 +258,7 @@ def _full(tuner: Tuner, seed: int, lr: float) -> Tuned:
 
 
 # The first is what dev chose between the first two, on the shipped organism.
-SPARSE, STEADY, LARGE = (1e-2, 3e-3, 1e-3), (3e-3, 1e-2, 1e-3), (3e-4, 1e-3, 1e-4)
+SPARSE, STEADY, LARGE = (1e-2, 3e-3, 3e-2), (3e-3, 1e-2, 1e-3), (3e-4, 1e-3, 1e-4)
 WAYS: dict[str, Way] = {
     "principal": Way(_principal, STEADY),
     "magnitude": Way(_magnitude, STEADY),
@@ -232,7 +268,10 @@ WAYS: dict[str, Way] = {
     "safe": Way(_safe, SPARSE),
     "lottery ticket": Way(_lottery, SPARSE),
     "one module": Way(_one_module, SPARSE),
+    "prior": Way(_prior, SPARSE, needs="direction"),
+    "random prior": Way(partial(_prior, random=True), SPARSE, needs="direction"),
     "LoRA": Way(Tuner.adapter, SPARSE),
+    "CorDA": Way(Tuner.away, STEADY, needs="kept"),
     "half in rounds": Way(_half, LARGE, matched=False),
     "middle MLPs frozen": Way(_frozen, LARGE, matched=False),
     "q and k": Way(_qk, (1e-3, 3e-4, 3e-3), matched=False),
