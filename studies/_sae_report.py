@@ -66,7 +66,8 @@ def verdict(found: Found) -> list[str]:
         f"over the random SAE {_points(main, 'over_random')}.",
         f"“No trained source is needed” {_needed(main, own)}: with an SAE of the target itself the "
         f"gain is {_points(own, 'gain')} points (share {_share(own)}).",
-        f"Controls, gain in points: {beside}.",
+        f"Controls, gain in points: {beside}. Around the identity the loss is 0 but for rounding, "
+        f"of which Adam makes steps nonetheless.",
         f"Without gradients through the SAE, as the released code has it: "
         f"{_points(at.loc['source SAE, no gradient'], 'gain')} points.",
     ]
@@ -144,6 +145,15 @@ def _cost(found: Found) -> str:
     )
 
 
+def _costs(found: Found) -> pd.DataFrame:
+    """Seconds a condition; the SAE's where one was trained for it."""
+    trained = found.card.groupby("sae")["seconds"].first()
+    shown = found.conditions[["condition", "tuning", "choosing", "changes"]].copy()
+    whose = shown["condition"].str.partition(" ")[0]
+    shown.insert(1, "SAE", whose.map(trained))
+    return shown.rename(columns={"changes": "matrices changed"})
+
+
 def sections(folder: Run, found: Found) -> list[Section]:
     """The page after the verdict."""
     drawn = folder.figure("conditions", lambda: figures.conditions(found.conditions, found.models))
@@ -155,23 +165,24 @@ def sections(folder: Run, found: Found) -> list[Section]:
         Section(
             "The two models",
             [
-                "Loss is on other texts, nats a token; KL from the target and entropy are on "
-                "worked dev problems, nats a token."
+                "Share of samples solved, and greedily; loss on other texts, nats a token; KL from "
+                "the target and entropy on worked dev problems, nats a token."
             ],
-            found.models,
+            _shown(found.models, ("accuracy", "greedy"), {
+                "loss on other texts": "text_loss", "KL": "kl", "entropy": "entropy",
+            }, ("model", "checkpoint")),
         ),
         Section(
             "The target, tuned",
             [
-                "Accuracy of samples and of greedy decoding, gain over the target as it is, share "
-                "of RL's gain, gain over the random SAE: 95 % intervals over problems, seeds "
+                "Gain in samples solved over the target as it is, share of RL's gain, gain over "
+                "the random SAE, problems solved greedily: 95 % intervals over problems, seeds "
                 "averaged within a problem. The state of each tuning is the one that solved most "
                 "dev problems, its start (0) included. " + said,
             ],
-            _shown(found.conditions, ("accuracy", "gain", "share", "over_random", "greedy"), {
+            _shown(found.conditions, ("gain", "share", "over_random", "greedy"), {
                 "gain of each seed, points": "gain_seeds", "state chosen": "state",
-                "text loss": "text_loss", "matrices changed": "changes",
-                "s of tuning": "tuning", "s of choosing": "choosing",
+                "loss on other texts": "text_loss",
             }),
             [(drawn, "Dashed: target and source as they are.")],
         ),
@@ -225,6 +236,11 @@ def sections(folder: Run, found: Found) -> list[Section]:
                 [(figure, "Gain on dev problems over the target as it is, 95 % over problems.")],
             )
         )  # fmt: skip
+    page.append(
+        Section(
+            "What it cost", ["Seconds of CPU, means over seeds. " + _cost(found)], _costs(found)
+        )
+    )
     return [*page, Section("How this could mislead", _confounds(found))]
 
 
@@ -261,9 +277,9 @@ def _points(row: pd.Series, name: str) -> str:
 
 def _range(row: pd.Series, name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    if row[name] != row[name]:
+    if low != low:
         return "–"
-    return f"{row[name]:.2f}" if low != low else f"{row[name]:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{row[name]:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _share(row: pd.Series) -> str:

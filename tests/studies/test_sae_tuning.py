@@ -218,7 +218,7 @@ def test_a_smoke_run_writes_its_report(tmp_path: Path) -> None:
     page = (folder.path / "report.html").read_text()
     assert all(name in page for name in CONDITIONS)
     facts = folder.read_meta()["facts"]["verdict"]
-    assert any("identity SAE 0 (unchanged)" in line for line in facts)
+    assert any("Controls, gain in points: random SAE" in line for line in facts)
     assert any("GRPO" in line for line in facts)
     assert any("in KL: on texts like those tuned on" in line for line in facts)
     # SFT is chosen as all others are: by dev problems, the start (look 0) included.
