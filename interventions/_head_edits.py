@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,23 +35,41 @@ SCHEDULES: dict[str, Callable[[float, float, int], tuple[float, float]]] = {
     "cyclic": lambda _price, _share, step: _against(0.5 + 0.5 * math.sin(2 * math.pi * step / 20)),
 }
 RISE = 0.7  # of all steps, in which a rising price rises
+CLOSED = -2.398  # log alpha at and below which a gate ends at 0
 
 
 def learn_head_edits(
     model: Model | nn.Module,
     examples: Sequence[Example],
     dev: Sequence[Example] = (),
-    **options: object,
+    *,
+    price: int | float = 0.05,
+    schedule: str | Schedule = "constant",
+    lr: int | float = 5e-3,
+    gate_lr: int | float = 0.1,
+    epochs: int = 20,
+    batch_size: int = 8,
+    warmup: int = 50,
+    patience: int = 2,
+    spread: int | float = 0.0,
+    start: int | float | None = None,
+    end: bool = True,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Edit:
     """The edit of `find_head_edits`, which says what the arguments are.
 
     Examples:
         >>> data = [("Question: Where does Mia live? Answer:", " Arlen")] * 8
-        >>> edit = iv.learn_head_edits(model, data, epochs=1)
+        >>> edit = iv.learn_head_edits(model, data, epochs=20, gate_lr=0.5)
         >>> with edit.applied(model):
         ...     logits = model.module(input_ids).logits
     """
-    return find_head_edits(model, examples, dev, **options).edit  # type: ignore[arg-type]
+    return find_head_edits(
+        model, examples, dev, price=price, schedule=schedule, lr=lr, gate_lr=gate_lr,
+        epochs=epochs, batch_size=batch_size, warmup=warmup, patience=patience, spread=spread,
+        start=start, end=end, seed=seed, progress=progress,
+    ).edit  # fmt: skip
 
 
 def find_head_edits(
@@ -61,7 +80,7 @@ def find_head_edits(
     price: int | float = 0.05,
     schedule: str | Schedule = "constant",
     lr: int | float = 5e-3,
-    gate_lr: int | float | None = None,
+    gate_lr: int | float = 0.1,
     epochs: int = 20,
     batch_size: int = 8,
     warmup: int = 50,
@@ -92,8 +111,9 @@ def find_head_edits(
             `"linear"` or `"cyclic"`, as the paper's code has them (their prices are divided by the
             number of heads once more, as there); or a function of the step that gives both prices.
         lr: of AdamW, rising over `warmup` steps, then falling as a cosine.
-        gate_lr: of the gates, where it is another. AdamW moves a number by about its rate a step,
-            and a gate closes at log alpha = -2.4: of the order of 5 / gate_lr steps from the start.
+        gate_lr: of the gates. AdamW moves a number by about its rate a step, and a gate closes at
+            log alpha = -2.4: of the order of 5 / gate_lr steps from the start. A warning says where
+            the rates of all steps do not add up to that.
         epochs: over the examples, at most.
         batch_size: examples a step.
         warmup: steps; at most a tenth of all.
@@ -110,24 +130,24 @@ def find_head_edits(
         HeadGates: `.edit`, gates of every head, `.table()`, `.plot()`.
 
     Raises:
-        InterpError: fewer examples than a batch, an unknown schedule, a loss that is not finite in
-            the first epoch. A later one ends the training, and the best epoch before it is
-            returned, which the record's `meta["stopped"]` says.
+        InterpError: fewer examples than a batch, an unknown schedule or one that gives no two
+            prices, a loss that is not finite in the first epoch. A later one ends the training with
+            a warning, and the best epoch before it is returned; `meta["stopped"]` keeps why.
 
     Examples:
         >>> data = [("Question: Where does Mia live? Answer:", " Arlen")] * 8
-        >>> iv.find_head_edits(model, data, epochs=1).additive.shape      # layer head
+        >>> found = iv.find_head_edits(model, data, epochs=20, gate_lr=0.5)
+        >>> found.additive.shape      # layer head
         torch.Size([6, 8])
 
     Source: JoLA, Lai et al. 2025 (arXiv 2502.01179) and its code, whose start has a spread of 1e-3
     and whose default schedule is the exponential one: it makes additive gates free in the end and
-    keeps the multiplicative ones priced. Constant and rising prices, vectors that
+    keeps the multiplicative ones priced; its gates have no rate of their own, and at 5e-3 over 500
+    steps of a cosine none can close. Constant and rising prices, vectors that
     start at nothing, and `start`, are ours.
     """
     handle = as_model(model)
     _check(schedule, price)
-    if gate_lr is None:
-        gate_lr = lr
     if epochs < 1 or patience < 1 or batch_size < 1 or not lr > 0 or not gate_lr > 0:
         raise InterpError(
             f"epochs={epochs}, patience={patience}, batch_size={batch_size}, lr={lr}, "
@@ -139,17 +159,21 @@ def find_head_edits(
     drawn = list(batches(train, batch_size, epochs * per_epoch, seed))
     prices = _schedule(schedule, price, handle, len(drawn))
     risen = RISE * len(drawn) if schedule == "rising" else 0.0
+    rising = min(warmup, max(1, len(drawn) // 10))
+    rates = [_cosine(step, rising, len(drawn)) for step in range(len(drawn))]
+    if price > 0 or schedule not in ("constant", "rising"):
+        _warn_if_too_slow(gate_lr * sum(rates), 0.0 if start is None else float(start), len(drawn))
     generator = torch.Generator().manual_seed(seed)
     history: list[dict[str, float | int | None]] = []
     stopped = None
     with torch.inference_mode(False), evaluating(handle.module), _frozen(handle.module):
         gated = _Gated.on(handle, drawn[0], spread, generator, start)
         optimizer = torch.optim.AdamW(gated.groups(lr, gate_lr), weight_decay=0.0)
-        rising = min(warmup, max(1, len(drawn) // 10))
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer, partial(_cosine, rising=rising, steps=len(drawn))
         )
         best, best_loss, best_epoch = gated.state(), math.inf, -1
+        before = mean_loss_under(handle, gated, held_out) if held_out else None
         with tqdm(
             total=len(drawn), desc="steps", delay=2, leave=False, disable=not progress
         ) as bar:
@@ -161,9 +185,13 @@ def find_head_edits(
                         break
                     rate.step()
                     bar.update()
-                seen = mean_loss_under(handle, gated, held_out) if held_out else None
-                if not all(map(math.isfinite, (*losses, seen or 0.0))):
-                    stopped = f"the loss was not finite in epoch {epoch}"
+                finite = math.isfinite(losses[-1])
+                seen = mean_loss_under(handle, gated, held_out) if held_out and finite else None
+                if not finite:
+                    stopped = f"the loss or its gradient is not finite in step {step + 1}"
+                    break
+                if seen is not None and not math.isfinite(seen):
+                    stopped = f"the loss on dev is not finite after step {step + 1}"
                     break
                 history.append(
                     {"epoch": epoch, "loss": sum(losses) / len(losses), "dev": seen} | gated.open()
@@ -175,14 +203,23 @@ def find_head_edits(
                 elif epoch - best_epoch >= patience:
                     break
         if not history:
-            raise InterpError(f"{stopped} at lr={lr}; lower lr, or look for NaN in the weights")
+            raise InterpError(
+                f"{stopped}, in the first epoch, at lr={lr}; lower lr, or look for NaN in the "
+                f"weights"
+            )
+        if stopped is not None:
+            warnings.warn(
+                f"{stopped} at lr={lr}: training ended, and epoch {best_epoch} is returned; "
+                f"lower lr",
+                stacklevel=2,
+            )
         gated.restore(best)
     meta = {
         "model": handle.name or type(handle.module).__name__, "price": price,
         "schedule": schedule if isinstance(schedule, str) else "given", "start": start, "lr": lr,
         "gate_lr": gate_lr,
         "batch_size": batch_size, "examples": len(examples), "dev": len(dev), "seed": seed,
-        "best epoch": best_epoch, "stopped": stopped,
+        "best epoch": best_epoch, "dev at the start": before, "stopped": stopped,
     }  # fmt: skip
     additive, multiplicative = gated.gates()
     edit = Edit(gated.atoms(), notes={"head_edits": meta}).on(handle)
@@ -342,16 +379,27 @@ def _step(
     return float(loss.detach())
 
 
-def _check(schedule: str | Schedule, price: int | float) -> None:
-    if isinstance(schedule, str) and schedule not in SCHEDULES:
-        raise InterpError(f"schedule={schedule!r}; {nearest(schedule, SCHEDULES)}")
+def _check(schedule: object, price: int | float) -> None:
+    if not callable(schedule) and schedule not in SCHEDULES:
+        raise InterpError(
+            f"schedule={schedule!r}; {nearest(str(schedule), SCHEDULES)}, or a function of the step"
+        )
     if price < 0:
         raise InterpError(f"price={price}: expected 0 or more")
 
 
+def _warn_if_too_slow(reach: float, start: float, steps: int) -> None:
+    if reach < start - CLOSED:
+        warnings.warn(
+            f"the gates' rates add up to {reach:.2g} over {steps} steps, and a gate closes after "
+            f"{start - CLOSED:.2g}: few or none will, whatever the price; raise gate_lr or epochs",
+            stacklevel=3,
+        )
+
+
 def _schedule(schedule: str | Schedule, price: int | float, model: Model, steps: int) -> Schedule:
     if callable(schedule):
-        return schedule
+        return partial(_pair, schedule)
     ours = schedule in ("constant", "rising")
     each = 1.0 if ours else 1 / max(block.n_heads for block in model.anatomy.blocks)
 
@@ -360,6 +408,18 @@ def _schedule(schedule: str | Schedule, price: int | float, model: Model, steps:
         return each * additive, each * multiplicative
 
     return prices
+
+
+def _pair(schedule: Schedule, step: int) -> tuple[float, float]:
+    given = schedule(step)
+    try:
+        additive, multiplicative = (float(one) for one in given)
+    except (TypeError, ValueError):
+        raise InterpError(
+            f"the schedule gave {given!r} at step {step}; expected two prices, of the additive and "
+            f"of the multiplicative gates"
+        ) from None
+    return additive, multiplicative
 
 
 def _against(share: float) -> tuple[float, float]:

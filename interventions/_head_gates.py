@@ -26,7 +26,7 @@ class HeadGates:
         additive: g_a of each head, 0 where closed, NaN where a layer has no such head.
         multiplicative: g_m of each head.
         history: a row an epoch: `epoch loss dev`, and how many gates of each kind are open.
-        meta: model and arguments.
+        meta: model and arguments, `best epoch`, `dev at the start` (without an edit), `stopped`.
     """
 
     edit: Edit

@@ -113,7 +113,9 @@ def run(config: HeadEdits) -> Run:
 
 def _sized(config: HeadEdits) -> HeadEdits:
     if config.smoke:
-        return replace(config, sizes=(16,), seeds=1, steps=2, dev=8, test=24, planted=2)
+        return replace(
+            config, sizes=(16,), seeds=1, steps=2, dev=8, test=24, planted=2, prices=(0.0,)
+        )  # no price closes a gate in two steps
     if config.full:
         return replace(config, sizes=(50, 100, 200), seeds=max(3, config.seeds), tried=3)
     return config

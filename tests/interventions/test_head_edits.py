@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import interp
 import interventions as iv
 from interp import InterpError
 from interventions import _hard_concrete as gates
+from interventions import _head_edits
 from interventions._examples import completion_loss, encode
-from interventions._head_edits import SCHEDULES, _Gated, _schedule
+from interventions._head_edits import SCHEDULES, _check, _Gated, _schedule
 from tests.architectures import build
 from tests.oracles.tokenizers import byte_level
 
@@ -62,7 +64,7 @@ def test_it_begins_as_no_edit_and_ends_with_the_model_as_it_was(name: str):
             assert torch.equal(model.module(**ids.inputs).logits, plain)
     assert gated.atoms() == []
     wanted = {n: p.requires_grad for n, p in model.module.named_parameters()}
-    iv.learn_head_edits(model, PAIRS, epochs=1, batch_size=3)
+    iv.learn_head_edits(model, PAIRS, epochs=1, batch_size=3, price=0)
     assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
     assert {n: p.requires_grad for n, p in model.module.named_parameters()} == wanted
     assert all(p.grad is None for p in model.module.parameters())
@@ -121,7 +123,8 @@ def encode_ids(prompt: tuple[int, ...], completion: tuple[int, ...]) -> object:
 def test_the_edit_is_what_was_learned_and_bakes(name: str):
     """Applied, baked, and by the formula on z: the same logits."""
     model = model_of(name)
-    found = iv.find_head_edits(model, PAIRS, epochs=8, batch_size=6, lr=2e-2, warmup=1, price=0.5)
+    options = {"epochs": 8, "batch_size": 6, "lr": 2e-2, "gate_lr": 1.0, "warmup": 1}
+    found = iv.find_head_edits(model, PAIRS, price=0.5, **options)
     assert found.history[-1]["loss"] < found.history[0]["loss"]
     ids = model.batch([prompt for prompt, _ in PAIRS])
     with torch.no_grad():
@@ -161,10 +164,19 @@ def test_gates_move_at_their_own_rate():
     """AdamW moves a number by its rate a step: slow gates stay open, quick ones close."""
     model = model_of()
     options = {"epochs": 8, "batch_size": 6, "lr": 5e-3, "warmup": 1, "price": 5.0}
-    slow = iv.find_head_edits(model, PAIRS, **options)
+    # The cosine falls after one step of eight: 1 + 4 steps of full rate in all.
+    with pytest.warns(UserWarning, match=r"add up to 0.02\d* over 8 steps.*closes after 2.4: few"):
+        slow = iv.find_head_edits(model, PAIRS, gate_lr=5e-3, **options)
     quick = iv.find_head_edits(model, PAIRS, gate_lr=1.0, **options)
     assert len(slow.heads) == 12 > len(quick.heads)
-    assert slow.edit == iv.find_head_edits(model, PAIRS, gate_lr=5e-3, **options).edit
+    with pytest.warns(UserWarning, match="closes after 4.4"):
+        iv.find_head_edits(model, PAIRS, gate_lr=0.5, start=2.0, **options)
+
+
+def test_by_default_a_high_price_closes_every_gate():
+    data = [(f"a{letter}", " b") for letter in "abcdefgh"] * 5
+    found = iv.find_head_edits(model_of(), data, price=1000.0)
+    assert found.heads == []  # 100 steps of .1, half of that under the cosine
 
 
 def test_gates_start_where_they_are_told_and_each_goes_its_own_way():
@@ -178,7 +190,7 @@ def test_gates_start_where_they_are_told_and_each_goes_its_own_way():
         assert len(set(by_chance.tolist())) == 8
         assert float(by_chance.detach().abs().max()) <= (6 / 5) ** 0.5  # Xavier's, for [4 1]
     found = iv.find_head_edits(
-        model, PAIRS, start=2.0, epochs=4, batch_size=6, lr=5e-2, warmup=1, price=1.0
+        model, PAIRS, start=2.0, epochs=4, batch_size=6, lr=5e-2, warmup=1, price=0
     )
     assert len(set(found.additive.flatten().tolist())) > 1
     assert not torch.equal(found.additive, found.multiplicative)
@@ -188,16 +200,20 @@ def test_gates_start_where_they_are_told_and_each_goes_its_own_way():
 def test_dev_ends_training_and_chooses():
     model = model_of()
     found = iv.find_head_edits(
-        model, PAIRS[:3], PAIRS[3:], epochs=30, batch_size=3, lr=5e-2, warmup=1, patience=2
-    )
+        model, PAIRS[:3], PAIRS[3:], epochs=30, batch_size=3, lr=5e-2, gate_lr=0.3,
+        warmup=1, patience=2,
+    )  # fmt: skip
     losses = [row["dev"] for row in found.history]
     best = int(torch.tensor(losses).argmin())
     assert found.meta["best epoch"] == best
     assert len(losses) == min(30, best + 3)
-    with torch.no_grad(), found.edit.applied(model):
+    held_out = encode(model, PAIRS[3:], end=True)
+    with torch.no_grad():
         from interventions._examples import mean_loss
 
-        reached = mean_loss(model, encode(model, PAIRS[3:], end=True))
+        assert found.meta["dev at the start"] == pytest.approx(mean_loss(model, held_out), rel=1e-5)
+        with found.edit.applied(model):
+            reached = mean_loss(model, held_out)
     assert reached == pytest.approx(losses[best], rel=1e-4)
 
 
@@ -235,13 +251,13 @@ def test_no_epoch_is_chosen_while_the_price_rises():
 
 
 def test_gates_come_back_from_disk(tmp_path: Path):
-    found = iv.find_head_edits(model_of(), PAIRS, epochs=1, batch_size=6)
+    found = iv.find_head_edits(model_of(), PAIRS, epochs=1, batch_size=6, price=0)
     again = iv.HeadGates.load(found.save(tmp_path / "gates"))
     assert again.edit == found.edit
     assert torch.equal(again.additive, found.additive)
     assert again.history == found.history
     assert repr(again) == repr(found)
-    later = iv.find_head_edits(model_of(), PAIRS, epochs=2, batch_size=6)
+    later = iv.find_head_edits(model_of(), PAIRS, epochs=2, batch_size=6, price=0)
     assert iv.HeadGates.load(later.save(tmp_path / "gates")).edit == later.edit != found.edit
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("kept")
@@ -264,7 +280,35 @@ def test_what_cannot_be_learned_is_said():
         iv.learn_head_edits(model, PAIRS, batch_size=3, schedule="exponental")
     with pytest.raises(InterpError, match="epochs=0"):
         iv.learn_head_edits(model, PAIRS, batch_size=3, epochs=0)
+    with pytest.raises(InterpError, match=r"schedule=3; .*or a function of the step"):
+        _check(3, 0.1)
+    with pytest.raises(InterpError, match=r"gave 0.5 at step 0; expected two prices"):
+        _schedule(lambda step: 0.5, 0.0, model, 9)(0)  # type: ignore[arg-type, return-value]
     with torch.no_grad():
         model.module.model.norm.weight[0] = torch.nan
-    with pytest.raises(InterpError, match="not finite in epoch 0 at lr="):
-        iv.learn_head_edits(model, PAIRS, batch_size=3)
+    with pytest.raises(InterpError, match="not finite in step 1, in the first epoch, at lr="):
+        iv.learn_head_edits(model, PAIRS, batch_size=3, price=0)
+
+
+def test_a_loss_that_is_lost_later_ends_the_training_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Twelve steps of two an epoch; the seventh is the first whose loss is NaN."""
+    taken: list[float] = []
+
+    original = _head_edits._step
+
+    def step(*given: object) -> float:
+        taken.append(original(*given) if len(taken) < 6 else float("nan"))
+        return taken[-1]
+
+    monkeypatch.setattr(_head_edits, "_step", step)
+    with pytest.warns(UserWarning, match=r"not finite in step 7 at lr=.*epoch 2 is returned"):
+        found = iv.find_head_edits(model_of(), PAIRS, epochs=6, batch_size=3, price=0)
+    assert "step 7" in found.meta["stopped"]
+    assert len(found.history) == 3
+
+
+def test_both_verbs_take_the_same() -> None:
+    one, other = (inspect.signature(f) for f in (iv.learn_head_edits, iv.find_head_edits))
+    assert one.parameters == other.parameters
