@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from interp import Delta, Edit, InterpError, LowRank, Model
 from interp._edit.applied import adding_to_output
-from interp._edit.parameters import Parameter, find
+from interp._edit.parameters import Parameter, named_parameters
 from interp._forward import run
 from interp._model import as_model
 from interp._reading import refuse_compiled
@@ -66,6 +66,8 @@ def tune_with_corda(
         keep: knowledge-preserved mode, else instruction-previewed mode.
         layers: which blocks change; None for all.
         modules: which matrices, `q k v o gate up down`, or `attn`, `mlp`; a fused one as a whole.
+            Left out are those that peft cannot read: of one row or column, fused experts, and such
+            as read more than one axis of tokens (DeepSeek's `kv_b_proj`).
         steps: of the optimizer.
         rows: examples a step.
         lr: of AdamW, rising linearly over the first steps and falling linearly to 0.
@@ -143,14 +145,16 @@ class Adapters:
         model: Model, texts: Sequence[Any], rank: int, keep: bool, layers: Layers, modules: Modules
     ) -> Adapters:
         """As peft's CorDA would begin."""
-        at = _matrices(model, layers, modules)
+        at, ids = _matrices(model, layers, modules), _read(model, texts)
+        at = _flat(model, at, ids[0])
         narrow = min(at, key=lambda name: min(at[name].tensor.shape))
         if not 1 <= rank <= min(at[narrow].tensor.shape):
             raise InterpError(
-                f"rank={rank}: expected 1 to {min(at[narrow].tensor.shape)}, the rank of {narrow}"
+                f"rank={rank}: expected 1 to {min(at[narrow].tensor.shape)}, the rank of {narrow}; "
+                f"or name modules without it"
             )
         start = {}
-        for name, (a, b) in _oriented(model, at, _read(model, texts), rank, keep).items():
+        for name, (a, b) in _oriented(model, at, ids, rank, keep).items():
             home = at[name].tensor.device
             start |= {f"{name} A": a.to(home), f"{name} B": b.to(home)}
         named = {name: side.clone().requires_grad_() for name, side in start.items()}
@@ -203,17 +207,14 @@ def _sides(name: str) -> tuple[str, str]:
 
 
 def _matrices(model: Model, layers: Layers, modules: Modules) -> dict[str, Parameter]:
-    """The chosen matrices that are a module's own, as peft can adapt them."""
-    weights = open_weights(model)
+    """The chosen matrices that are a module's own, as peft can adapt them; no vectors."""
+    weights, parameters = open_weights(model), named_parameters(model.module)
     at = {}
     for name in choose(weights.parameters, layers, modules):
         shape = tuple(weights.parameters[name].source.shape)
-        if len(shape) != 2 or not name.endswith(".weight"):
-            continue
-        nothing = LowRank(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))
-        found = find(model.module, name, nothing)
-        if isinstance(found.owner, nn.Linear | Conv1D):
-            at[name] = found
+        own = name.endswith(".weight") and isinstance(parameters[name].owner, nn.Linear | Conv1D)
+        if own and len(shape) == 2 and min(shape) > 1:
+            at[name] = parameters[name]
     if not at:
         raise InterpError("none of the chosen modules is a matrix of its own; choose others")
     return at
@@ -230,6 +231,25 @@ def _read(model: Model, texts: Sequence[Any]) -> list[list[int]]:
             "some hundred"
         )
     return ids
+
+
+def _flat(model: Model, at: Mapping[str, Parameter], ids: list[int]) -> dict[str, Parameter]:
+    """Those whose input is one row a token, without further axes, which peft could not read."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    with ExitStack() as stack:
+        for name, parameter in at.items():
+
+            def look(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                shapes[name] = tuple(inputs[0].shape)
+
+            stack.callback(parameter.owner.register_forward_pre_hook(look).remove)
+        with torch.no_grad():
+            run(model.module, model.batch([ids]).inputs)
+    return {
+        name: parameter
+        for name, parameter in at.items()
+        if name not in shapes or shapes[name][:-2] in ((), (1,))
+    }
 
 
 def _oriented(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -83,7 +85,7 @@ def magnitude_mask(
 
     Args:
         model: as for `principal_mask`.
-        low: take the smallest; ties, frequent in bfloat16, are broken at random.
+        low: take the smallest. Ties, frequent in bfloat16, are broken at random either way.
         share: as for `principal_mask`.
         lora_rank: as for `principal_mask`.
         layers: as for `principal_mask`.
@@ -93,7 +95,7 @@ def magnitude_mask(
 
     def pick(matrix: Tensor, count: int, name: str) -> Tensor:
         if not low:
-            return smallest(-matrix.abs(), count)[0]
+            return _largest(matrix.abs(), count, generator(seed, "ties", name))
         return overlap.low_mask(matrix, count / matrix.numel(), generator(seed, "ties", name))
 
     made: dict[str, Any] = {"magnitude": {"low": low}}
@@ -150,7 +152,7 @@ def safe_mask(
     Source: "The Path Not Taken", arXiv 2511.08567, section 5.1 (the mask with which sparse RL
     followed dense RL).
     """
-    where: dict[str, Any] = {"layers": layers, "modules": modules, "share": share}
+    where: dict[str, Any] = {"layers": _plain(layers), "modules": _plain(modules), "share": share}
     principal = principal_mask(model, rank=rank, **where)
     low = magnitude_mask(model, low=True, seed=seed, **where)
     made = low | principal.complement()
@@ -199,6 +201,7 @@ def module_mask(
         modules: `q k v o gate up down embed head norm`, or `attn`, `mlp`; None for all.
         frozen: what is chosen stays, and the rest is trained.
     """
+    layers, modules = _plain(layers), _plain(modules)
     held = open_weights(model)
     blocks = choose(held.parameters, layers, modules)
     masks = {}
@@ -210,7 +213,7 @@ def module_mask(
         mask = ~inside if frozen else inside
         if bool(mask.any()):
             masks[name] = mask
-    where = {"layers": _plain(layers), "modules": _plain(modules), "frozen": frozen}
+    where = {"layers": layers, "modules": modules, "frozen": frozen}
     return WeightMask.of(masks, {"module": where})
 
 
@@ -222,8 +225,12 @@ def change_mask(
     lora_rank: int | None = None,
     layers: Layers = None,
     modules: Modules = BLOCKS,
+    seed: int = 0,
 ) -> WeightMask:
     """The entries that a tuning moved most, |W_tuned - W_base|: a lottery ticket of that tuning.
+
+    What did not move is never chosen: where a tuning moved fewer entries of a matrix than its
+    share, the mask has fewer, and `notes["short"]` says by how many.
 
     Trained alone from the base such entries give a sparse update that can be added to others
     (LT-SFT, Ansell et al. 2022, arXiv 2110.07560, which ranks over all matrices together; here
@@ -236,10 +243,11 @@ def change_mask(
         lora_rank: as for `principal_mask`.
         layers: as for `principal_mask`.
         modules: as for `principal_mask`.
+        seed: of ties, frequent in bfloat16.
 
     Raises:
-        InterpError: two checkpoints that are not states of one model, an edit of another model or
-            one that changes nothing here.
+        InterpError: two checkpoints that are not states of one model, an edit of another model,
+            one that changes nothing here, a tuning that moved none of the chosen matrices.
 
     Examples:
         >>> data = [("Question: Where does Mia live? Answer:", " Arlen")] * 4
@@ -247,6 +255,7 @@ def change_mask(
         >>> ticket = iv.masks.change_mask(model, whole, share=0.02)
         >>> edit = iv.masked_tune(model, data, ticket, steps=1, rows=4)    # from the start again
     """
+    layers, modules = _plain(layers), _plain(modules)
     before = open_weights(base)
     chosen = choose_parts(before.parameters, layers, modules)
     if isinstance(tuned, Edit):
@@ -260,10 +269,23 @@ def change_mask(
         def value(name: str) -> Tensor:
             return load(after.value(name)).float() - load(before.value(name)).float()
 
-    def pick(matrix: Tensor, count: int, _name: str) -> Tensor:
-        return smallest(-matrix.abs(), count)[0]
+    short = 0
 
-    return _by_matrix(before, pick, made, share, lora_rank, layers, modules, value)
+    def pick(matrix: Tensor, count: int, name: str) -> Tensor:
+        nonlocal short
+        there = min(count, int(matrix.count_nonzero()))
+        short += count - there
+        return _largest(matrix.abs(), there, generator(seed, "ties", name))
+
+    mask = _by_matrix(before, pick, made, share, lora_rank, layers, modules, value)
+    if not mask.count:
+        raise InterpError(
+            f"{made['change']['tuned']} has the same weights as {before.name} in all of the chosen "
+            f"matrices, so nothing says which entries the tuning needed"
+        )
+    if short:
+        return WeightMask(mask.index, mask.shapes, {**mask.notes, "short": short})
+    return mask
 
 
 def consensus_mask(masks: list[WeightMask], at_least: float = 1.0) -> WeightMask:
@@ -307,6 +329,7 @@ def _by_matrix(
     value: Callable[[str], Tensor] | None = None,
 ) -> WeightMask:
     """A mask chosen matrix by matrix, each read once; vectors (biases, norms) are left out."""
+    layers, modules = _plain(layers), _plain(modules)
     held = model if isinstance(model, Weights) else open_weights(model)
     if share is None and lora_rank is None:
         share = 0.05
@@ -323,6 +346,11 @@ def _by_matrix(
         if not matrices:
             continue
         whole = (load(held.value(name)) if value is None else value(name)).float()
+        if not bool(whole.isfinite().all()):
+            raise InterpError(
+                f"{name} has entries that are not finite, and among those none is the largest; the "
+                f"checkpoint is damaged, or was trained to NaN"
+            )
         mask = torch.zeros(whole.shape, dtype=torch.bool)
         for part in matrices:
             matrix, count = _matrix(whole, part), part.numel
@@ -335,8 +363,19 @@ def _by_matrix(
         raise InterpError(f"layers={layers!r} and modules={modules!r} choose no matrix to mask")
     budget = {"share": share} if share is not None else {"lora_rank": lora_rank}
     (how, arguments), *_ = made.items()
-    where = {"layers": _plain(layers), "modules": _plain(modules)}
+    where = {"layers": layers, "modules": modules}
     return WeightMask.of(masks, {how: {**arguments, **budget, **where}, "model": held.name})
+
+
+def _largest(size: Float[Tensor, "out in"], count: int, rng: np.random.Generator) -> Tensor:
+    """The `count` largest; ties are broken at random."""
+    mask, threshold = smallest(-size, count)
+    if not 0 < count < size.numel():
+        return mask
+    above, ties = size > -threshold, (size == -threshold).flatten().nonzero()[:, 0]
+    chosen = rng.permutation(len(ties))[: count - int(above.sum())]
+    above.view(-1)[ties[torch.from_numpy(chosen)]] = True
+    return above
 
 
 def _moved_by(edit: Edit, held: Weights, chosen: list[str]) -> Callable[[str], Tensor]:
@@ -375,4 +414,9 @@ def _whole(held: Weights, name: str, parts: list[Part]) -> Tensor:
 
 
 def _plain(chosen: Layers | Modules) -> Any:
-    return chosen if chosen is None or isinstance(chosen, int | str) else list(chosen)
+    """As JSON knows it (numpy's integers are none of its own), and to be read more than once."""
+    if chosen is None or isinstance(chosen, str):
+        return chosen
+    if isinstance(chosen, SupportsIndex):
+        return operator.index(chosen)
+    return [one if isinstance(one, str) else operator.index(one) for one in chosen]

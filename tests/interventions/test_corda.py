@@ -72,6 +72,22 @@ def test_it_starts_from_the_directions_that_texts_use_least_or_most(name: str, k
             torch.testing.assert_close(across.abs().max() / scale**2, nothing, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [("deepseek_v3", "kv_b_proj"), ("qwen3_next", "shared_expert_gate"), ("mixtral", "experts")],
+)
+def test_what_peft_cannot_read_is_left_out_and_the_rest_begins(name: str, absent: str) -> None:
+    model = model_of(name)
+    found = Adapters.begin(model, TEXTS, 2, True, None, BLOCKS)
+    assert any(absent in key for key, _ in model.module.named_parameters())
+    assert found.at and not any(absent in key for key in found.at)
+    ids = model.batch([prompt for prompt, _ in PAIRS])
+    with torch.no_grad():
+        plain = model.module(**ids.inputs).logits
+        with found.on():
+            assert torch.equal(model.module(**ids.inputs).logits, plain)
+
+
 @peft_is_old
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_base_and_change_are_what_peft_trains_and_merges(name: str) -> None:

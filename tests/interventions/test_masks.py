@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -107,6 +109,56 @@ def test_change_and_consensus(tmp_path: Path):
     for share, count in ((1.0, 3), (2 / 3, 2), (0.5, 2), (0.1, 1)):
         assert torch.equal(iv.masks.consensus_mask(draws, share).dense(DOWN), votes >= count)
     assert iv.masks.consensus_mask(draws).share == pytest.approx(0.125, abs=0.03)
+
+
+def test_what_did_not_move_is_never_chosen():
+    """Three tunings behind independent masks of 2 % agree on what chance lets them, no more."""
+    base = build("llama", hidden_size=64, intermediate_size=96)
+    tickets = []
+    for seed in range(3):
+        mask = iv.masks.random_mask(base, share=0.02, seed=seed)
+        ticket = iv.masks.change_mask(base, mask.noise(0.1, seed=seed), share=0.1)
+        assert ticket == mask
+        whole = sum(round(0.1 * torch.Size(shape).numel()) for shape in mask.shapes.values())
+        assert ticket.notes["short"] == whole - mask.count
+        tickets.append(ticket)
+    assert iv.masks.consensus_mask(tickets).share < 1e-3  # by chance 0.02^3
+    with pytest.raises(InterpError, match=r"has the same weights as .* in all of the chosen"):
+        iv.masks.change_mask(base, base)
+
+
+def test_ties_are_broken_at_random_not_by_place():
+    base = build("llama")
+    tuned = build("llama")
+    weight = tuned.get_parameter(DOWN)
+    with torch.no_grad():
+        base.get_parameter(DOWN).zero_()
+        weight.copy_(0.125 * torch.ones_like(weight))
+        weight.view(-1)[-3:] = 0.25  # moved most, and last
+    where = {"share": 0.25, "modules": "down", "layers": 1}
+    draws = [iv.masks.change_mask(base, tuned, seed=seed, **where).dense(DOWN) for seed in range(2)]
+    for mask in draws:
+        assert int(mask.sum()) == round(0.25 * weight.numel()) and bool(mask.view(-1)[-3:].all())
+        half = mask.view(-1)[: weight.numel() // 2]
+        assert float(half.float().mean()) == pytest.approx(0.25, abs=0.06)
+    assert not torch.equal(*draws)
+    large = iv.masks.magnitude_mask(tuned, **where).dense(DOWN)
+    assert bool(large.view(-1)[-3:].all()) and not torch.equal(large, draws[1])
+
+
+def test_layers_may_be_numpys_and_weights_must_be_numbers(tmp_path: Path):
+    class Layers:
+        def __iter__(self) -> Iterator[np.int64]:
+            return iter(np.arange(2))
+
+    model = build("llama")
+    mask = iv.masks.magnitude_mask(model, share=0.1, layers=Layers())
+    assert iv.WeightMask.load(mask.save(tmp_path / "mask")).notes["magnitude"]["layers"] == [0, 1]
+    with torch.no_grad():
+        model.get_parameter(DOWN)[0, 0] = torch.nan
+    for make in (iv.principal_mask, iv.masks.magnitude_mask):
+        with pytest.raises(InterpError, match=f"{DOWN} has entries that are not finite"):
+            make(model)
 
 
 def test_modules_and_what_is_frozen():
