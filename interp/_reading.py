@@ -51,13 +51,37 @@ def refuse_compiled(module: nn.Module) -> None:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A short hash of the config and of a sample of every weight: which checkpoint this is."""
-    digest = hashlib.sha256()
+    """A short hash of the config, of every weight and of the edits on them: which model this is.
+
+    Of each tensor the sum of its bits as whole numbers is taken, which one changed entry changes,
+    and a sample, which a reordering changes.
+    """
+    from interp._edit.applied import applications
+    from interp._edit.identity import digest, stable_config
+
+    found = hashlib.sha256()
     config: Any = getattr(module, "config", None)
     if config is not None:
-        digest.update(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
+        found.update(json.dumps(stable_config(config.to_dict()), sort_keys=True).encode())
     for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        if not tensor.is_meta:
-            digest.update(str(tensor.reshape(-1)[:8].float().tolist()).encode())
-    return digest.hexdigest()[:16]
+        found.update(f"{name} {tensor.dtype} {digest(tensor)} {_bits(tensor)}".encode())
+    for application in applications(module):
+        for atom in application.edit.atoms:
+            found.update(repr(atom).encode())
+            for held in _numbers(atom):
+                found.update(f"{digest(held)} {_bits(held)}".encode())
+    return found.hexdigest()[:16]
+
+
+def _numbers(atom: Any) -> list[torch.Tensor]:
+    """What an affine map or a delta holds."""
+    held = atom.change.tensors().values() if hasattr(atom, "change") else (atom.scale, atom.shift)
+    return [tensor for tensor in held if tensor is not None]
+
+
+def _bits(tensor: torch.Tensor) -> int:
+    if tensor.is_meta or not tensor.numel():
+        return 0
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    flat = tensor.detach().contiguous().reshape(-1)
+    return int(flat.view(whole[min(flat.element_size(), 8)]).sum(dtype=torch.int64))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
-_FILES = {"tensors.safetensors", "meta.json", "table.parquet"}
+FILES = frozenset({"tensors.safetensors", "meta.json", "table.parquet"})
 
 
 def provenance(**more: Any) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def replacing(path: str | Path, files: Set[str] = frozenset(_FILES)) -> Iterator[Path]:
+def replacing(path: str | Path, files: Set[str] = FILES) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the context ends well.
 
     Until then whatever stood at `path` stays; after an error it still does, and the temporary

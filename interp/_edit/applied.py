@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from interp._edit.delta import Delta
 from interp._edit.parameters import (
     Parameter,
     find,
+    named_parameters,
     output_change,
     plain_module,
     require_output_change,
@@ -67,7 +68,8 @@ def put_on(
     affines = [atom for atom in atoms if isinstance(atom, Affine)]
     deltas = [atom for atom in atoms if isinstance(atom, Delta)]
     ports = [ports_of(model, affine.site)[affine.site] for affine in affines]
-    targets = [_target(model.module, delta) for delta in deltas]
+    parameters = named_parameters(model.module) if deltas else {}
+    targets = [_target(model.module, delta, parameters) for delta in deltas]
     application = Application(edit)
     with application.stack as stack:  # unwound if anything below fails
         for delta, parameter in zip(deltas, targets, strict=True):
@@ -102,8 +104,8 @@ def take_off(application: Application, module: nn.Module) -> None:
     application.stack.close()
 
 
-def _target(module: nn.Module, delta: Delta) -> Parameter:
-    parameter = find(module, delta.parameter, delta.change)
+def _target(module: nn.Module, delta: Delta, parameters: Mapping[str, Parameter]) -> Parameter:
+    parameter = find(module, delta.parameter, delta.change, parameters)
     if delta.untie or not parameter.in_place:
         require_output_change(parameter, delta.change)
     return parameter

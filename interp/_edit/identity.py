@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from interp._edit.parameters import named_parameters, plain_module
@@ -16,7 +17,8 @@ from interp._weights.checkpoint import Checkpoint
 from interp._weights.parameters import Assembled, entries, module_shapes, parameters_of
 from interp._weights.stored import Stored
 
-_SAMPLE = 64  # entries of each tensor, evenly spread
+_SAMPLE = 128  # entries of each tensor
+_GOLDEN = (5**0.5 - 1) / 2
 # What a config says of its file, or of how the model is run, and not of what it computes.
 _VOLATILE = {
     "_attn_implementation", "_name_or_path", "architectures", "dtype", "torch_dtype", "id2label",
@@ -134,19 +136,20 @@ def digest(tensor: Tensor) -> str:
     if tensor.is_meta or not tensor.is_floating_point():
         return f"{shape}:"
     flat = tensor.detach().reshape(-1)
-    return f"{shape}:{_hash(flat[:: _step(flat.numel())][:_SAMPLE])}"
+    return f"{shape}:{_hash(flat[_places(flat.numel()).to(flat.device)])}"
 
 
 def digest_on_disk(source: Stored | Assembled) -> str:
     """The digest of a tensor of which only the sample is read."""
     shape = ",".join(map(str, source.shape))
     numel = torch.Size(source.shape).numel()
-    index = torch.arange(0, numel, _step(numel))[:_SAMPLE]
-    return f"{shape}:{_hash(entries(source, index))}"
+    return f"{shape}:{_hash(entries(source, _places(numel)))}"
 
 
-def _step(numel: int) -> int:
-    return max(1, numel // _SAMPLE)
+def _places(numel: int) -> Int[Tensor, " entry"]:
+    """Spread over rows and columns alike: at even steps all would be of a column or two."""
+    turns = _GOLDEN * torch.arange(_SAMPLE, dtype=torch.float64)
+    return (turns.frac() * numel).long().unique()
 
 
 def _hash(sample: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +52,21 @@ def named_parameters(module: nn.Module) -> dict[str, Parameter]:
     return found
 
 
-def find(module: nn.Module, name: str, change: Change) -> Parameter:
+def find(
+    module: nn.Module, name: str, change: Change, parameters: Mapping[str, Parameter] | None = None
+) -> Parameter:
     """The parameter that a change is meant for.
+
+    Args:
+        module: where.
+        name: of the parameter.
+        change: of which the shape is looked at.
+        parameters: the module's `named_parameters`, where many are looked for.
 
     Raises:
         InterpError: no such name, another shape, one that an adapter replaces whole.
     """
-    parameters = named_parameters(module)
+    parameters = named_parameters(module) if parameters is None else parameters
     if name not in parameters:
         raise InterpError(f"this model has no parameter {name!r}; {nearest(name, parameters)}")
     parameter = parameters[name]
