@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from interp import InterpError
-from interp._record import load_record, save_record
+from interp._record import FILES, load_record, save_record
 
 
 class Checkpoint:
@@ -22,11 +21,23 @@ class Checkpoint:
         path: the folder.
         kind: of training.
         asked: what identifies the training, as plain JSON.
+
+    Raises:
+        InterpError: a file is there, or a folder with anything that is no state of a training:
+            said before any work, for the folder is removed at the end.
     """
 
     def __init__(self, path: str | Path, kind: str, asked: Mapping[str, Any]) -> None:
         self.path, self.kind = Path(path), kind
         self.asked = json.loads(json.dumps(asked))
+        other = self.path.exists() and (
+            not self.path.is_dir() or {held.name for held in self.path.iterdir()} - FILES
+        )
+        if other:
+            raise InterpError(
+                f"checkpoint={str(path)!r} is there and holds something else; name a new folder, "
+                f"which is removed when the training is done"
+            )
 
     def restore(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was saved last; None for nothing yet.
@@ -51,8 +62,11 @@ class Checkpoint:
 
     def remove(self) -> None:
         """The training is done."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
+        if self.path.is_dir():
+            for name in FILES:
+                (self.path / name).unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

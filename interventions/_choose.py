@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp import InterpError
+from interp import InterpError, LowRank
 from interp._errors import nearest
 from interp._weights.parameters import Held, rows_of
 from interp._weights.part import Part
@@ -45,6 +45,14 @@ class Block:
             return self.columns.expand(shape)
         rows = self.rows[:, None].expand(-1, width)
         return (rows if self.columns is None else rows & self.columns).view(shape)
+
+    def low_rank(self, left: Tensor, right: Tensor) -> LowRank:
+        """`left @ right` in these rows and columns only."""
+        if self.rows is not None:
+            left = left * self.rows[:, None].to(left.device)
+        return LowRank(
+            left, right if self.columns is None else right * self.columns.to(right.device)
+        )
 
 
 def choose(

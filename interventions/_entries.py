@@ -48,19 +48,21 @@ class Entries:
     @contextmanager
     def of(module: nn.Module, mask: WeightMask) -> Iterator[Entries]:
         """Only the masked parameters require gradients meanwhile; then every bit is put back."""
-        wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
+        wanted = {p: (p.requires_grad, p.grad) for p in module.parameters()}
         entries = Entries(module)
         try:
             for parameter in wanted:
                 parameter.requires_grad_(False)
+                parameter.grad = None
             entries._choose(_checked(module, mask))
             yield entries
         finally:
             for hook in entries.hooks.values():
                 hook.remove()
             entries._put_back()
-            for parameter, required in wanted.items():
+            for parameter, (required, gradient) in wanted.items():
                 parameter.requires_grad_(required)
+                parameter.grad = gradient
 
     def bend(self, prior: Prior) -> None:
         """Gradients that lean towards a prior."""
@@ -192,6 +194,7 @@ def _checked(module: nn.Module, mask: WeightMask) -> Mapping[str, Tensor]:
     if not mask.count:
         raise InterpError("the mask chooses no entry, so there is nothing to train")
     parameters = named_parameters(module)
+    ends: dict[int, str] = {}
     for name, shape in mask.shapes.items():
         if name not in parameters:
             raise InterpError(f"this model has no parameter {name!r}; {nearest(name, parameters)}")
@@ -205,5 +208,10 @@ def _checked(module: nn.Module, mask: WeightMask) -> Mapping[str, Tensor]:
             raise InterpError(
                 f"{name} has shape {list(parameter.tensor.shape)} here and {list(shape)} in the "
                 f"mask: it was made for another model"
+            )
+        other = ends.setdefault(id(parameter.tensor), name)
+        if other != name:
+            raise InterpError(
+                f"{name} and {other} are one tensor here, and the mask names both; choose one"
             )
     return mask.index

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,8 @@ from interp._batch import Batch
 from interp._forward import accepted
 
 T = TypeVar("T")
-Example = tuple[str, str]  # a prompt and its completion, with the space that it starts with
+# A prompt and its completion, with the space that it starts with; or both by name, as TRL has it.
+Example = tuple[str, str] | list[str] | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -27,23 +28,22 @@ class Encoded:
     completion: tuple[int, ...]
 
 
-def encode(model: Model, examples: Sequence[Example], *, end: bool) -> list[Encoded]:
+def encode(model: Model, examples: Any, *, end: bool) -> list[Encoded]:
     """Examples in tokens.
 
     Args:
         model: whose tokenizer.
-        examples: prompts and completions.
+        examples: what a user gave as a list of `Example`.
         end: append the tokenizer's EOS to each completion, where it has one.
 
     Raises:
         InterpError: no examples, a completion without tokens or one that merges with its prompt.
     """
-    if not examples:
-        raise InterpError("there are no examples; expected (prompt, completion) pairs")
+    pairs = [_pair(row, example) for row, example in enumerate(_listed(examples))]
     stop = model.tokenizer.eos_token_id if end and model.tokenizer is not None else None
     found = []
-    for start in range(0, len(examples), 256):
-        chosen = examples[start : start + 256]
+    for start in range(0, len(pairs), 256):
+        chosen = pairs[start : start + 256]
         batch = model.batch([prompt for prompt, _ in chosen])
         answers = answer_tokens(model, batch, [[completion] for _, completion in chosen])
         for row, (tokens,) in enumerate(answers):
@@ -52,15 +52,19 @@ def encode(model: Model, examples: Sequence[Example], *, end: bool) -> list[Enco
     return found
 
 
-def batches(examples: Sequence[T], rows: int, steps: int, seed: int) -> Iterator[list[T]]:
+def batches(
+    examples: Sequence[T], rows: int, steps: int, seed: int, *, called: str = "rows"
+) -> Iterator[list[T]]:
     """Batches for some steps: every example once an epoch, each epoch in an order of its own.
+
+    `called` is the caller's word for rows.
 
     Raises:
         InterpError: fewer examples than a batch has rows; at once, not with the first batch.
     """
     if len(examples) < rows:
         raise InterpError(
-            f"there are {len(examples)} examples and a batch has {rows} rows; lower rows"
+            f"there are {len(examples)} examples and a batch has {rows} rows; lower {called}"
         )
     return _drawn(examples, rows, steps, torch.Generator().manual_seed(seed))
 
@@ -84,6 +88,32 @@ def mean_loss(model: Model, encoded: Sequence[Encoded], rows: int = 64) -> float
         total += tokens * float(completion_loss(model, chosen))
         count += tokens
     return total / count
+
+
+def _listed(examples: Any) -> list[Any]:
+    if isinstance(examples, str | Mapping) or not hasattr(examples, "__iter__"):
+        raise InterpError(
+            f"expected a list of (prompt, completion) pairs; got {type(examples).__name__}"
+        )
+    found = list(examples)
+    if not found:
+        raise InterpError("there are no examples; expected (prompt, completion) pairs")
+    return found
+
+
+def _pair(row: int, example: Any) -> tuple[str, str]:
+    """An example as a pair of strings."""
+    if isinstance(example, Mapping):
+        pair = [example.get("prompt"), example.get("completion")]
+    else:
+        pair = list(example) if isinstance(example, tuple | list) else []
+    if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+        shown = repr(example)
+        raise InterpError(
+            f"example {row} is {shown if len(shown) < 80 else shown[:77] + '...'}; expected a "
+            f"(prompt, completion) pair of texts, or a mapping with these two names"
+        )
+    return pair[0], pair[1]
 
 
 def _teacher_forced(model: Model, examples: Sequence[Encoded]) -> tuple[Batch, Teacher]:

@@ -12,18 +12,28 @@ from transformers.pytorch_utils import Conv1D
 
 from interp import Delta, Edit, InterpError, LowRank, Model
 from interp._edit.applied import adding_to_output
-from interp._edit.parameters import Parameter, find
-from interventions._choose import Layers, Modules, choose
+from interp._edit.parameters import Parameter, find, named_parameters
+from interventions._choose import Block, Layers, Modules, choose
 from interventions._weights import open_weights
 
 
 @dataclass
 class Factors:
-    """LoRA factors of some matrices while they are learned, added to their modules' output."""
+    """LoRA factors of some matrices while they are learned, added to their modules' output.
+
+    Args:
+        at: the matrices.
+        learned: left and right of each as it is stored.
+        within: which rows and columns of it they may change.
+        scale: of their product.
+        skipped: what was chosen and is no matrix of a module of its own, such as experts.
+    """
 
     at: dict[str, Parameter]
-    learned: dict[str, tuple[Tensor, Tensor]]  # of the matrix as it is stored
+    learned: dict[str, tuple[Tensor, Tensor]]
+    within: dict[str, Block]
     scale: float
+    skipped: list[str]
 
     @staticmethod
     def begin(
@@ -31,29 +41,30 @@ class Factors:
     ) -> Factors:
         """Random at the input's side, 0 at the output's: no change at first."""
         weights = open_weights(model)
+        parameters = named_parameters(model.module)
         generator = torch.Generator().manual_seed(seed)
-        at: dict[str, Parameter] = {}
-        learned: dict[str, tuple[Tensor, Tensor]] = {}
-        for name in choose(weights.parameters, layers, modules):
+        factors = Factors({}, {}, {}, scale, [])
+        for name, block in choose(weights.parameters, layers, modules).items():
             shape = tuple(weights.parameters[name].source.shape)
-            if len(shape) != 2 or not name.endswith("weight"):
+            if len(shape) < 2:
+                continue  # a bias
+            own = len(shape) == 2 and name.endswith(".weight")
+            if not own or not isinstance(parameters[name].owner, nn.Linear | Conv1D):
+                factors.skipped.append(name)
                 continue
             nothing = LowRank(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))
-            at[name] = find(model.module, name, nothing)
-            if not isinstance(at[name].owner, nn.Linear | Conv1D):
-                del at[name]
-                continue
-            inputs = shape[0] if isinstance(at[name].owner, Conv1D) else shape[1]
-            outputs = shape[1] if isinstance(at[name].owner, Conv1D) else shape[0]
-            home = at[name].tensor.device
+            at = factors.at[name] = find(model.module, name, nothing, parameters)
+            inputs, outputs = shape if isinstance(at.owner, Conv1D) else shape[::-1]
             drawn = (2 * torch.rand(rank, inputs, generator=generator) - 1) / inputs**0.5
             zeros = torch.zeros(rank, outputs)
-            sides = (drawn.T, zeros) if isinstance(at[name].owner, Conv1D) else (zeros.T, drawn)
+            sides = (drawn.T, zeros) if isinstance(at.owner, Conv1D) else (zeros.T, drawn)
+            home = at.tensor.device
             left, right = (s.contiguous().to(home).requires_grad_() for s in sides)
-            learned[name] = (left, right)
-        if not at:
+            factors.learned[name] = left, right
+            factors.within[name] = block
+        if not factors.at:
             raise InterpError("none of the chosen modules is a matrix of its own; choose others")
-        return Factors(at, learned, scale)
+        return factors
 
     @property
     def named(self) -> dict[str, Tensor]:
@@ -73,19 +84,23 @@ class Factors:
     def on(self) -> Iterator[None]:
         """The changes on the model, with gradients to the factors."""
         with ExitStack() as stack:
-            for name, (left, right) in self.learned.items():
-                change = Delta(name, LowRank(self.scale * left, right))
-                stack.enter_context(adding_to_output(self.at[name], change))
+            for name, parameter in self.at.items():
+                stack.enter_context(adding_to_output(parameter, Delta(name, self._change(name))))
             yield
 
     def edit(self) -> Edit:
         """The changes as they are now; matrices that never moved are left out."""
         atoms = []
-        for name, (left, right) in self.learned.items():
-            kept = (self.scale * left).detach().cpu().clone(), right.detach().cpu().clone()
-            if bool(kept[0].any()) and bool(kept[1].any()):
+        for name in self.learned:
+            sides = self._change(name).tensors()
+            kept = [sides[side].detach().cpu().clone() for side in ("left", "right")]
+            if all(bool(side.any()) for side in kept):
                 atoms.append(Delta(name, LowRank(*kept)))
         return Edit(atoms)
+
+    def _change(self, name: str) -> LowRank:
+        left, right = self.learned[name]
+        return self.within[name].low_rank(self.scale * left, right)
 
     def write(self) -> None:
         """Nothing to do: the model adds what is learned as it is."""

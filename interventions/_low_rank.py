@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from interp import Delta, Edit, InterpError, LowRank, Towards
+from interp import Delta, Edit, InterpError, LowRank, Model, Towards
 from interp._weights.lora import LowRank as Factors
 from interp._weights.parameters import Assembled
 from interp._weights.stored import Stored, whole
@@ -49,6 +51,9 @@ def lora(adapter: str | Path, base: Source) -> Edit:
     Raises:
         InterpError: no plain LoRA adapter, one that does not fit the base.
 
+    Warns:
+        UserWarning: the adapter names another base than this one; a folder's name says which.
+
     Examples:
         >>> edit = iv.lora("adapter/", "base/")
         >>> with edit.applied(module):
@@ -63,10 +68,18 @@ def lora(adapter: str | Path, base: Source) -> Edit:
             f"{adapter} holds a whole checkpoint and no adapter; its difference from the base is "
             f"iv.task_vector({str(adapter)!r}, base)"
         )
+    trained_on = _trained_on(Path(end.checkpoint.source))
+    if trained_on and not _is(trained_on, base):
+        warnings.warn(
+            f"{adapter} says that it was trained on {trained_on!r}, and this base is "
+            f"{_named(base)!r}; if those are two checkpoints, it is a change of other weights",
+            stacklevel=2,
+        )
     everything = dict.fromkeys(start.parameters, Block())
     atoms = adapter_atoms(end, start, everything, _replaced)
     made_on = () if start.identity is None else (start.identity,)
-    return Edit(atoms, made_on, {"lora": {"adapter": end.name, "base": start.name}})
+    names = {"adapter": end.name, "base": start.name, "trained on": trained_on}
+    return Edit(atoms, made_on, {"lora": names})
 
 
 def adapter_atoms(
@@ -81,10 +94,31 @@ def adapter_atoms(
     for name, block in chosen.items():
         held = end.parameters[name]
         if held.low_rank is not None:
-            atoms.append(Delta(name, _within(block, *_factors(held.low_rank))))
+            atoms.append(Delta(name, block.low_rank(*_factors(held.low_rank))))
         elif not all(id(stored) in kept for stored in _stored(held.source)):
             atoms.append(replaced(end, start, name, block))
     return atoms
+
+
+def _trained_on(folder: Path) -> str | None:
+    """The base that an adapter names."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return config.get("base_model_name_or_path") or None
+
+
+def _is(told: str, base: Source) -> bool:
+    """Whether a base may be the one told of: by its name, its folder's, or that of a hub's copy."""
+    named = _named(base)
+    same_folder = Path(named).name == Path(told).name
+    return not named or named == told or same_folder or told.replace("/", "--") in named
+
+
+def _named(base: Source) -> str:
+    """A checkpoint's own name; nothing for a module that was never on disk."""
+    if isinstance(base, Model | nn.Module):
+        module = base.module if isinstance(base, Model) else base
+        return str(getattr(module, "name_or_path", "") or "")
+    return str(base)
 
 
 def _replaced(end: Weights, start: Weights, name: str, block: Block) -> Delta:
@@ -95,12 +129,6 @@ def _factors(change: Factors) -> tuple[Tensor, Tensor]:
     """Left and right of an adapter's change of a matrix as it is stored."""
     a, b = whole(change.a).to(torch.float32), whole(change.b).to(torch.float32)
     return (change.scale * a.T, b.T) if change.transposed else (change.scale * b, a)
-
-
-def _within(block: Block, left: Tensor, right: Tensor) -> LowRank:
-    """The change in the chosen rows and columns only."""
-    left = left if block.rows is None else left * block.rows[:, None]
-    return LowRank(left, right if block.columns is None else right * block.columns)
 
 
 def _stored(source: Stored | Assembled) -> list[Stored]:

@@ -43,7 +43,7 @@ def masked_tune(
     end: bool = True,
     seed: int = 0,
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 100,
+    checkpoint_every: int | None = None,
     progress: bool = True,
 ) -> Edit:
     """Fine-tune the weights that a mask chooses and leave the others' bits alone.
@@ -77,7 +77,7 @@ def masked_tune(
         checkpoint: a folder that keeps the whole state every `checkpoint_every` steps; the same
             call continues from it, to the same result bit for bit (with `remask`, where the
             function depends on the model alone). Removed at the end.
-        checkpoint_every: steps.
+        checkpoint_every: steps; a tenth of all by default.
         progress: show a bar where it takes more than two seconds.
 
     Returns:

@@ -53,7 +53,7 @@ def tune_with_sae(
     context: int | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 100,
+    checkpoint_every: int | None = None,
     progress: bool = True,
 ) -> Edit:
     """Learn low-rank changes with which the model predicts as before, an SAE spliced in.
@@ -72,7 +72,9 @@ def tune_with_sae(
         rank: of the changes.
         alpha: they are multiplied by `alpha / rank`.
         layers: which blocks change; None for all.
-        modules: which matrices, `q k v o gate up down`, or `attn`, `mlp`.
+        modules: which matrices, `q k v o gate up down`, or `attn`, `mlp`; of a fused matrix the part
+            named. What is no matrix of a module of its own, such as experts, is left as it is and
+            named in the notes under `"skipped"`.
         sae_grad: what flows back through the SAE: `"full"` (its own gradient), `"ste"` (as if it
             were the identity), or `"none"`, as in the released code: then nothing up to the SAE's
             layer is ever trained.
@@ -92,7 +94,7 @@ def tune_with_sae(
         seed: of order and factors.
         checkpoint: a folder that keeps the whole state every `checkpoint_every` steps; the same
             call continues from it, to the same result bit for bit. Removed at the end.
-        checkpoint_every: steps.
+        checkpoint_every: steps; a tenth of all by default.
         progress: show a bar where it takes more than two seconds.
 
     Returns:
@@ -117,7 +119,7 @@ def tune_with_sae(
     handle = as_model(model)
     refuse_compiled(handle.module)
     course = Course(steps, rows, lr, warmup, clip, dev_every)
-    _check(rank, loss, sae_grad, sae, bool(dev) and score is not None)
+    _check(rank, alpha, context, loss, sae_grad, sae, bool(dev) and score is not None)
     texts = _encoded(handle, data, context)
     drawn = batches(texts, rows, steps, seed)
     held_out = _encoded(handle, dev, context) if dev else []
@@ -127,8 +129,9 @@ def tune_with_sae(
         "sae": {"model": sae.model, "kind": sae.kind, "d_sae": sae.d_sae, "k": sae.k},
     }  # fmt: skip
     with torch.inference_mode(False), evaluating(handle.module):
-        _must_fire(handle, sae, handle.batch(texts[:rows]))
+        _must_fire(handle, sae, texts, rows)
         factors = Factors.begin(handle, layers, modules, rank, alpha / rank, seed)
+        note["skipped"] = factors.skipped
         kept = None
         if checkpoint is not None:
             asked = {"course": asdict(course), "note": note, "weights": fingerprint(handle.module)}
@@ -149,7 +152,7 @@ def tune_with_sae(
 
         def scored() -> float:
             assert score is not None
-            with factors.edit().applied(handle):
+            with torch.no_grad(), factors.edit().applied(handle):
                 return float(score(handle))
 
         def mean_kl() -> float:
@@ -202,21 +205,25 @@ def _mean_kl(
 
 
 @torch.no_grad()
-def _must_fire(model: Model, sae: SAE, batch: Batch) -> None:
+def _must_fire(model: Model, sae: SAE, texts: Sequence[list[int]], rows: int) -> None:
     """Refuse an SAE that is not for this model, or dead on it."""
-    found: list[Tensor] = []
+    found: list[bool] = []
 
     def look(tensor: Tensor, site: interp.Site) -> None:
-        rows = sae.flat(tensor, site)
-        found.append(sae.encode(rows)[stands_for(sae, rows, batch)])
+        flat = sae.flat(tensor, site)
+        latents = sae.encode(flat)[stands_for(sae, flat, batch)]
+        found.append(bool((latents > 0).any()))
 
-    with interp.hooked(model, {sae.site or "": look}):
-        run(model.module, batch.inputs)
-    if not bool((found[0] > 0).any()):
-        raise InterpError(
-            f"none of the SAE's {sae.d_sae} latents fires at {sae.site} on these texts: it is dead "
-            f"or was trained on another model, and there is nothing to learn through it"
-        )
+    for start in range(0, len(texts), rows):
+        batch = model.batch(texts[start : start + rows])
+        with interp.hooked(model, {sae.site or "": look}):
+            run(model.module, batch.inputs)
+        if found[-1]:
+            return
+    raise InterpError(
+        f"none of the SAE's {sae.d_sae} latents fires at {sae.site} on these texts: it is dead or "
+        f"was trained on another model, and there is nothing to learn through it"
+    )
 
 
 def _encoded(model: Model, data: Sequence[Any], context: int | None) -> list[list[int]]:
@@ -225,9 +232,14 @@ def _encoded(model: Model, data: Sequence[Any], context: int | None) -> list[lis
     return [token_ids(model, one, context or model.anatomy.max_positions) for one in data]
 
 
-def _check(rank: int, loss: str, grad: str, sae: SAE, both: bool) -> None:
-    if rank < 1:
-        raise InterpError(f"rank={rank}: expected at least 1")
+def _check(
+    rank: int, alpha: int | float, context: int | None, loss: str, grad: str, sae: SAE, both: bool
+) -> None:
+    if rank < 1 or not alpha > 0 or (context is not None and context < 1):
+        raise InterpError(
+            f"rank={rank}, alpha={alpha}, context={context}: expected at least 1, more than 0, and "
+            f"at least 1 token, or None for the model's own limit"
+        )
     if loss not in LOSSES:
         raise InterpError(f"loss={loss!r}; {nearest(loss, LOSSES)}")
     if grad not in GRADS:

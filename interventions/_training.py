@@ -70,6 +70,13 @@ class Course:
             )
         if not 0 <= self.warmup <= 1:
             raise InterpError(f"warmup={self.warmup}: expected a share of the steps, 0 to 1")
+        if self.clip is not None and not self.clip > 0:
+            raise InterpError(f"clip={self.clip}: expected a norm above 0, or None for no limit")
+        if not all(0 <= beta < 1 for beta in self.betas) or not self.weight_decay >= 0:
+            raise InterpError(
+                f"betas={self.betas}, weight_decay={self.weight_decay}: expected two numbers from "
+                f"0 to below 1, and at least 0"
+            )
 
     def rate(self, step: int) -> float:
         """The rate of a step, counted from 1."""
@@ -87,6 +94,7 @@ class Training:
         stopped: why it ended early.
         best: the step whose state was kept, 0 for the start.
         seen: what dev said of it.
+        start: what dev said of the start.
         state_bytes: of the optimizer at the end.
     """
 
@@ -94,13 +102,14 @@ class Training:
     stopped: str | None = None
     best: int = 0
     seen: float | None = None
+    start: float | None = None
     state_bytes: int = 0
 
     @property
     def notes(self) -> dict[str, Any]:
         """As an edit keeps them."""
         told = {"history": self.history, "stopped": self.stopped, "best step": self.best}
-        return told | {"state bytes": self.state_bytes}
+        return told | {"dev at the start": self.start, "state bytes": self.state_bytes}
 
 
 def train(
@@ -113,7 +122,7 @@ def train(
     greater: bool = False,
     between: Callable[[int, torch.optim.Optimizer], None] | None = None,
     kept: Checkpoint | None = None,
-    checkpoint_every: int = 100,
+    checkpoint_every: int | None = None,
     progress: bool = True,
 ) -> Training:
     """Train by AdamW, and leave what is learned in its best state, or its last without `look`.
@@ -127,18 +136,22 @@ def train(
         greater: whether greater is better.
         between: called after each step but the last.
         kept: where the state is saved; a training that ended early there continues.
-        checkpoint_every: steps between saves.
+        checkpoint_every: steps between saves; a tenth of all by default.
         progress: show a bar where it takes more than two seconds.
 
     Raises:
         InterpError: a loss or gradient that is not finite in the first step. A later one ends the
             training with a warning, in the state before the step that led there.
     """
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise InterpError(f"checkpoint_every={checkpoint_every}: expected at least 1 step")
+    every = checkpoint_every or max(1, course.steps // 10)
     found = Training()
     done, best, moments = _resumed(kept, learned, found)
     optimizer = _optimizer(learned, course, moments)
     if look is not None and found.seen is None:
-        found.seen, best = look(), learned.state()
+        found.seen = found.start = look()
+        best = learned.state()
     before = learned.state()
     with tqdm(
         total=course.steps, initial=done, desc="steps", delay=2, leave=False, disable=not progress
@@ -166,13 +179,20 @@ def train(
                     found.best, found.seen, best = step, seen, learned.state()
             if between is not None and step < course.steps:
                 between(step, optimizer)
-            if kept is not None and step % checkpoint_every == 0 and step < course.steps:
+            if kept is not None and step % every == 0 and step < course.steps:
                 _save(kept, step, learned, optimizer, best, found)
             bar.update()
+    if look is not None:
+        learned.restore(best)
+    elif found.stopped is None:  # what the last step did shows in one loss more
+        lost = _lost(backward(batch), learned)
+        optimizer.zero_grad()
+        if lost is not None:
+            found.stopped = _stopped(f"{lost} after step {step} at lr={course.lr}", step + 1)
+            learned.restore(before)
+            found.history.pop()
     if look is None:
         found.best = len(found.history)
-    else:
-        learned.restore(best)
     found.state_bytes = sum(t.numel() * t.element_size() for t in _moments(optimizer))
     if kept is not None:
         kept.remove()

@@ -199,6 +199,22 @@ def test_the_model_comes_back_after_an_exception():
     assert not any(p._post_accumulate_grad_hooks for p in model.module.parameters())
 
 
+def test_gradients_of_the_user_stay_and_do_no_harm():
+    model = model_of()
+    mask = iv.masks.random_mask(model, share=0.2, seed=1)
+    options = {"steps": 2, "rows": 6, "lr": 1e-2}
+    clean = iv.masked_tune(model, PAIRS, mask, **options)
+    for parameter in model.module.parameters():
+        parameter.grad = 1000 * torch.ones_like(parameter)
+    held = {n: p.grad for n, p in model.module.named_parameters()}
+    again = iv.masked_tune(model, PAIRS, mask, **options)
+    for a, b in zip(clean.deltas, again.deltas, strict=True):
+        assert torch.equal(a.change.tensors()["values"], b.change.tensors()["values"])
+    for name, parameter in model.module.named_parameters():
+        assert parameter.grad is held[name]
+        assert bool((parameter.grad == 1000).all())  # type: ignore[union-attr]
+
+
 def test_what_cannot_be_tuned_is_said():
     model = model_of()
     mask = iv.masks.module_mask(model, modules="down")
@@ -214,6 +230,12 @@ def test_what_cannot_be_tuned_is_said():
         iv.masked_tune(model, PAIRS, mask & iv.masks.module_mask(model, modules="q"), rows=2)
     with pytest.raises(InterpError, match="give at least 1, and as mask a function"):
         iv.masked_tune(model, PAIRS, mask, rows=2, remask=5)
+    tied = model_of("gpt2")
+    both = {n: tied.module.get_parameter(n).shape for n in ("transformer.wte.weight",)}
+    both["lm_head.weight"] = both["transformer.wte.weight"]
+    ends = iv.WeightMask.of({n: torch.ones(shape).bool() for n, shape in both.items()})
+    with pytest.raises(InterpError, match="are one tensor here, and the mask names both"):
+        iv.masked_tune(tied, PAIRS, ends, rows=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         iv.masked_tune(model, PAIRS, mask, rows=2, steps=1)

@@ -254,9 +254,11 @@ def test_a_card_is_saved_beside_the_sae_and_escapes_what_models_say(tmp_path: Pa
     assert not (folder / "card.html").exists()
 
 
-def tuned(model: interp.Model, sae: iv.SAE, **options: object) -> interp.Edit:
+def tuned(
+    model: interp.Model, sae: iv.SAE, data: list[str] = TEXTS, **options: object
+) -> interp.Edit:
     settings = {"rank": 2, "alpha": 4, "rows": 3, "steps": 4, "lr": 1e-2, "progress": False}
-    return iv.tune_with_sae(model, sae, TEXTS, **(settings | options))  # type: ignore[arg-type]
+    return iv.tune_with_sae(model, sae, data, **(settings | options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -371,6 +373,35 @@ def test_dev_chooses_and_never_test():
     assert len(tuned(model, sae, steps=30, score=score, dev_every=10)) == 0  # the start was best
 
 
+@pytest.mark.parametrize("name", ["gpt2", "phi3"])
+def test_of_a_fused_matrix_the_part_named_is_tuned(name: str):
+    """Where q, k and v are one matrix, `modules="q"` moves the entries of q and no others."""
+    model = model_of(name)
+    inside = iv.masks.module_mask(model, modules="q")
+    edit = tuned(model, sae_of(model), modules="q", steps=3)
+    assert {delta.parameter for delta in edit.deltas} <= set(inside.index)
+    for delta in edit.deltas:
+        sides = delta.change.tensors()
+        moved = sides["left"] @ sides["right"] != 0
+        assert bool(moved.any()) and not bool((moved & ~inside.dense(delta.parameter)).any())
+
+
+def test_experts_are_skipped_and_named():
+    model = model_of("mixtral")
+    edit = tuned(model, sae_of(model))
+    skipped = edit.notes["tune_with_sae"]["skipped"]
+    assert any("expert" in name for name in skipped) and any("gate.weight" in n for n in skipped)
+    assert not {delta.parameter for delta in edit.deltas} & set(skipped)
+
+
+def test_the_first_texts_may_be_silent():
+    """An SAE that never saw first tokens has nothing to do in a text of one; the next has more."""
+    model = model_of()
+    sae = replace(sae_of(model), meta={"drop_first": True})
+    edit = tuned(model, sae, data=["a", *TEXTS], rows=1, steps=2)
+    assert edit.notes["tune_with_sae"]["history"]
+
+
 def test_source_and_target_may_differ_and_the_edit_travels(tmp_path: Path):
     source, target = model_of(), model_of(seed=3)
     ids = [target.tokenizer(t)["input_ids"] for t in TEXTS]
@@ -412,6 +443,9 @@ def test_what_cannot_be_tuned_is_said():
         tuned(model, sae, loss="mean")
     with pytest.raises(InterpError, match="nearest valid names: 'ste', 'none'"):
         tuned(model, sae, sae_grad="some")
+    for option in ({"alpha": 0}, {"context": 0}, {"context": -5}, {"rank": 0}):
+        with pytest.raises(InterpError, match="expected at least 1, more than 0, and"):
+            tuned(model, sae, **option)
     with pytest.raises(InterpError, match="not by both"):
         tuned(model, sae, dev=TEXTS, score=lambda _: 0.0)
     with pytest.warns(UserWarning, match="before the last step is returned; lower lr"):

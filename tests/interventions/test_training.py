@@ -15,6 +15,8 @@ from transformers import get_linear_schedule_with_warmup
 import interp
 import interventions as iv
 from interp import Edit, InterpError
+from interventions._checkpoint import Checkpoint
+from interventions._examples import encode
 from interventions._training import Course, train
 from tests.architectures import build
 from tests.oracles.tokenizers import byte_level
@@ -173,11 +175,79 @@ def assert_same(found: Edit, wanted: Edit) -> None:
     [
         ({"steps": 0}, "steps=0"), ({"rows": 0}, "rows=0"), ({"lr": 0.0}, r"lr=0\.0"),
         ({"lr": float("nan")}, "lr=nan"), ({"dev_every": 0}, "dev_every=0"),
-        ({"warmup": 1.5}, r"warmup=1\.5: expected a share"),
+        ({"warmup": 1.5}, r"warmup=1\.5: expected a share"), ({"clip": -1.0}, r"clip=-1\.0"),
+        ({"clip": 0.0}, "or None for no limit"), ({"betas": (1.2, 0.9)}, r"betas=\(1\.2, 0\.9\)"),
+        ({"weight_decay": -1.0}, r"weight_decay=-1\.0"),
     ],
 )  # fmt: skip
-def test_a_course_that_cannot_be_is_said(options: dict[str, float], said: str):
+def test_a_course_that_cannot_be_is_said(options: dict[str, object], said: str):
     course: Callable[..., Course] = Course
     asked = {"steps": 2, "rows": 1, "lr": 0.1, "warmup": 0.0, "clip": None, "dev_every": 1}
     with pytest.raises(InterpError, match=said):
         course(**(asked | options))
+
+
+def test_a_checkpoint_is_never_something_else(tmp_path: Path):
+    """Nothing of the user's is deleted, and it is said before any work."""
+    model = model_of()
+    mask = iv.masks.module_mask(model, modules="down")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("all my work")
+    for path in (mine, mine / "thesis.tex"):
+        with pytest.raises(InterpError, match="is there and holds something else; name a new"):
+            iv.masked_tune(model, PAIRS, mask, steps=2, rows=3, checkpoint=path)
+    assert (mine / "thesis.tex").read_text() == "all my work"
+    mask.save(tmp_path / "mask")
+    with pytest.raises(InterpError, match="weight_mask"):
+        iv.masked_tune(model, PAIRS, mask, steps=2, rows=3, checkpoint=tmp_path / "mask")
+    assert iv.WeightMask.load(tmp_path / "mask") == mask
+    with pytest.raises(InterpError, match="checkpoint_every=0: expected at least 1"):
+        iv.masked_tune(
+            model, PAIRS, mask, steps=2, rows=3, checkpoint=tmp_path / "new", checkpoint_every=0
+        )
+
+
+def test_the_default_saves_ten_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = model_of()
+    mask = iv.masks.module_mask(model, modules="down")
+    saved = []
+    save = Checkpoint.save
+
+    def counted(self: Checkpoint, *arguments: object, **meta: object) -> None:
+        saved.append(meta["step"])
+        save(self, *arguments, **meta)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Checkpoint, "save", counted)
+    iv.masked_tune(model, PAIRS, mask, steps=20, rows=3, checkpoint=tmp_path / "state")
+    assert saved == list(range(2, 20, 2))
+
+
+def test_the_harm_of_the_last_step_is_seen():
+    """One step too large, and no dev to see it: the start comes back with a warning."""
+    model = model_of()
+    mask = iv.masks.module_mask(model, modules="down")
+    with pytest.warns(UserWarning, match="after step 1 at lr=1e"):
+        edit = iv.masked_tune(model, PAIRS, mask, steps=1, rows=6, lr=1e37, clip=None)
+    assert not edit.deltas and edit.notes["masked_tune"]["history"] == []
+
+
+@pytest.mark.parametrize(
+    ("examples", "said"),
+    [
+        ("ab cd", "expected a list .* got str"), (["ab", "cd"], "example 0 is 'ab'"),
+        ([("a", "b", "c")], "example 0 is"), ([*PAIRS, {"text": "ab"}], "example 6 is"),
+        ([("a", None)], "pair of texts"), (7, "got int"), ([], "there are no examples"),
+        (PAIRS[0], "example 0 is 'ab'"),
+    ],
+)  # fmt: skip
+def test_examples_that_are_none_are_said(examples: object, said: str):
+    with pytest.raises(InterpError, match=said):
+        encode(model_of(), examples, end=True)
+
+
+def test_examples_by_name_are_the_pairs():
+    model = model_of()
+    named = [{"prompt": a, "completion": b} for a, b in PAIRS]
+    assert encode(model, named, end=True) == encode(model, PAIRS, end=True)
+    assert encode(model, [list(pair) for pair in PAIRS], end=True) == encode(model, PAIRS, end=True)
