@@ -67,6 +67,18 @@ def test_an_adapter_is_what_peft_merges(name: str, tmp_path: Path):
                 torch.testing.assert_close(p, half, rtol=1e-5, atol=1e-6)
 
 
+def test_an_adapter_of_another_base_is_told():
+    """Same architecture and shapes, other weights: nothing but the adapter's own word says so."""
+    unlearn = organisms.path("unlearn")
+    with pytest.warns(
+        UserWarning, match=r"trained on '.*base', and this base is '.*rl-.*'; if those"
+    ):
+        edit = iv.lora(unlearn, organisms.path("rl"))
+    assert edit.notes["lora"]["trained on"].endswith("base")
+    iv.lora(unlearn, organisms.path("base"))  # warnings are errors here
+    iv.lora(unlearn, organisms.load("base")[0])
+
+
 @ours
 def test_part_of_an_adapter_stays_low_rank(tmp_path: Path):
     base, merged = adapter("phi3", tmp_path / "adapter", **ADAPTERS["phi3"])
