@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from interp._edit.applied import adding_to_output
 from interp._edit.parameters import Parameter, named_parameters
 from interp._forward import run
 from interp._model import as_model
-from interp._reading import refuse_compiled
+from interp._reading import fingerprint, refuse_compiled
 from interp._selfcheck import evaluating
+from interventions._checkpoint import Checkpoint, digest
 from interventions._choose import Layers, Modules, choose
 from interventions._examples import Encoded, Example, batches, completion_loss, encode, mean_loss
 from interventions._sae_stream import token_ids
@@ -46,6 +48,8 @@ def tune_with_corda(
     dev_every: int = 20,
     end: bool = True,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
     progress: bool = True,
 ) -> Edit:
     """Learn low-rank changes `B A - B0 A0` that start in directions which the texts use little.
@@ -78,6 +82,9 @@ def tune_with_corda(
         dev_every: steps between looks at them.
         end: also train the tokenizer's EOS after each completion, where it has one.
         seed: of the order; the start is the same for all.
+        checkpoint: a folder that keeps the whole state every `checkpoint_every` steps; the same
+            call continues from it, to the same result bit for bit. Removed at the end.
+        checkpoint_every: steps; a tenth of all by default.
         progress: show a bar where it takes more than two seconds.
 
     Returns:
@@ -103,8 +110,15 @@ def tune_with_corda(
     handle = as_model(model)
     refuse_compiled(handle.module)
     course = Course(steps, rows, lr, warmup, clip, dev_every)
-    drawn = batches(encode(handle, examples, end=end), rows, steps, seed)
+    train_on = encode(handle, examples, end=end)
+    drawn = batches(train_on, rows, steps, seed)
     held_out = encode(handle, dev, end=end) if dev else []
+    kept = None
+    if checkpoint is not None:
+        asked = {"course": asdict(course), "seed": seed, "end": end, "rank": rank, "keep": keep}
+        asked |= {"layers": repr(layers), "modules": repr(modules), "texts": digest(*texts)}
+        asked |= {"weights": fingerprint(handle.module), "examples": digest(train_on, held_out)}
+        kept = Checkpoint(checkpoint, "corda_tuning", asked)
     with torch.inference_mode(False), evaluating(handle.module):
         adapters = Adapters.begin(handle, texts, rank, keep, layers, modules)
 
@@ -121,8 +135,9 @@ def tune_with_corda(
                 return mean_loss(handle, held_out)
 
         done = train(
-            adapters, drawn, backward, course, look=look if held_out else None, progress=progress
-        )
+            adapters, drawn, backward, course, look=look if held_out else None, kept=kept,
+            checkpoint_every=checkpoint_every, progress=progress,
+        )  # fmt: skip
         edit = adapters.edit()
     note = {
         "steps": steps, "rows": rows, "lr": lr, "rank": rank, "keep": keep, "seed": seed,
@@ -153,7 +168,7 @@ class Adapters:
                 f"rank={rank}: expected 1 to {min(at[narrow].tensor.shape)}, the rank of {narrow}; "
                 f"or name modules without it"
             )
-        start = {}
+        start: dict[str, Tensor] = {}
         for name, (a, b) in _oriented(model, at, ids, rank, keep).items():
             home = at[name].tensor.device
             start |= {f"{name} A": a.to(home), f"{name} B": b.to(home)}
@@ -280,7 +295,7 @@ def _oriented(
     hooks = {name: dict(owner._forward_hooks) for name, owner in owners.items()}
     try:
         preprocess_corda(model.module, config, run_model=read)
-        found = {name: owner.eigens for name, owner in owners.items()}
+        found: dict[str, Any] = {name: owner.eigens for name, owner in owners.items()}
     except (ValueError, ArithmeticError, RuntimeError) as error:
         raise InterpError(
             f"peft could not find CorDA's directions: {error} The inputs of some matrix on these "

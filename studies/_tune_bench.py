@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,7 +87,7 @@ class TuneBench:
         """Those asked for that can be taken."""
         return [way for way in self.config.ways if way not in self.missing]
 
-    def _train(self, seed: int) -> list[Example]:
+    def _train(self, seed: int) -> Sequence[Example]:
         """Examples by seed; those of -1 are for choosing rates and in no other's."""
         config = self.config
         if config.examples is not None:
@@ -114,7 +114,7 @@ class TuneBench:
                 rows.append({"way": way, "lr": lr, "dev": self.tuner.tune(way, 0, lr).dev})
         return pd.DataFrame(rows)
 
-    def noise(self, base: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
+    def noise_on_tasks(self, base: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
         """What the old tasks lose when noise is added to each mask's weights, draw by draw."""
 
         def measure(model: Model) -> dict[str, float]:
@@ -140,7 +140,7 @@ class TuneBench:
         return noise.NoiseTest(tuner.model, tuner.share, ranks, config.noise, config.draws)
 
 
-def _read_examples(path: Path) -> list[Example]:
+def _read_examples(path: Path) -> Sequence[Example]:
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():

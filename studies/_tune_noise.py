@@ -18,6 +18,7 @@ from interp import InterpError, Model
 from interp._edit.parameters import named_parameters
 from interp._estimate import Estimate, cluster_mean
 from interp._forward import run
+from interventions._sae_stream import token_ids
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,11 +161,13 @@ def read_texts(path: Path) -> list[str]:
 def text_loss(model: Model, texts: Sequence[str], rows: int = 32) -> float:
     """Mean over tokens of -log p(token | those before it), in nats; texts are cut at 256 tokens."""
     total, count = 0.0, 0
+    limit = min(_LENGTH, model.anatomy.max_positions or _LENGTH)
     for start in range(0, len(texts), rows):
-        ids = [model.batch([text]).input_ids[0, :_LENGTH] for text in texts[start : start + rows]]
-        batch = model.batch([one.tolist() for one in ids if len(one) > 1])
-        if not len(batch):
+        ids = [token_ids(model, text, limit) for text in texts[start : start + rows]]
+        ids = [one for one in ids if len(one) > 1]
+        if not ids:
             continue
+        batch = model.batch(ids)
         logits = run(model.module, batch.inputs).logits.float()
         mask = batch.attention_mask.bool()
         predicts = mask[:, :-1] & mask[:, 1:]

@@ -56,8 +56,8 @@ class Tuner:
     """
 
     model: Model
-    train: Callable[[int], list[Example]]
-    dev: list[Example]
+    train: Callable[[int], Sequence[Example]]
+    dev: Sequence[Example]
     steps: int
     rows: int
     rank: int

@@ -129,7 +129,7 @@ def run(config: TuneWhatMatters) -> Run:
     pairs, new, costs = (_joined([r[i] for r in results]) for i in range(3))
     summary = folder.table("summary", lambda: summarise(pairs, new, costs, config.seed))
     claimed = folder.table("claims", lambda: claims(pairs, new, config.seed))
-    noisy = folder.table("noise", lambda: bench.noise(base, tasks))
+    noisy = folder.table("noise", lambda: bench.noise_on_tasks(base, tasks))
     broken = folder.table("damage", lambda: noise.damage(noisy))
     verdict = report.verdict(summary, claimed, broken, before, bench.missing)
     sections = report.sections(folder, config, summary, claimed, broken, known, rates)

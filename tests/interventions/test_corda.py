@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,3 +204,30 @@ def test_what_it_cannot_start_from_is_said() -> None:
         iv.tune_with_corda(model, PAIRS, "a b c", rank=2, steps=1, rows=2)
     with pytest.raises(InterpError, match="6 examples and a batch has 9 rows"):
         iv.tune_with_corda(model, PAIRS, TEXTS, rank=2, steps=1, rows=9)
+
+
+def test_an_interrupted_training_continues_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("llama")
+    options = {"rank": 2, "steps": 8, "rows": 3, "lr": 1e-2, "dev": PAIRS[4:], "dev_every": 2}
+    whole = iv.tune_with_corda(model, PAIRS[:4], TEXTS, **options)
+    kept = options | {"checkpoint": tmp_path / "state", "checkpoint_every": 2}
+    made, count = torch.optim.AdamW.step, iter(range(100))
+
+    def interrupted(self: torch.optim.AdamW, *arguments: object) -> object:
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        return made(self, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(torch.optim.AdamW, "step", interrupted)
+        iv.tune_with_corda(model, PAIRS[:4], TEXTS, **kept)
+    with pytest.raises(InterpError, match=r"another training \(another texts\)"):
+        iv.tune_with_corda(model, PAIRS[:4], TEXTS[1:], **kept)
+    again = iv.tune_with_corda(model, PAIRS[:4], TEXTS, **kept)
+    assert again.notes == whole.notes and not (tmp_path / "state").exists()
+    for one, other in zip(again.deltas, whole.deltas, strict=True):
+        assert one.parameter == other.parameter
+        assert torch.equal(one.change.left, other.change.left)
+        assert torch.equal(one.change.right, other.change.right)

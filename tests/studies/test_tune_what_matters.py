@@ -198,6 +198,7 @@ def test_the_loss_of_texts_is_theirs_one_by_one(tuner: Tuner, tmp_path: Path) ->
                 loss = tuner.model.module(ids, labels=ids).loss
             total, count = total + float(loss) * (ids.shape[1] - 1), count + ids.shape[1] - 1
     assert text_loss(tuner.model, read_texts(file), rows=3) == pytest.approx(total / count, 1e-5)
+    assert text_loss(tuner.model, ["ab " * 200]) > 0  # longer than the model's context
     file.write_text('{"words": "a"}')
     with pytest.raises(InterpError, match=r"line 1 is no text .*expected an object such as"):
         read_texts(file)
