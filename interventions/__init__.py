@@ -13,6 +13,7 @@ from interventions._detrimental_neurons import (
 from interventions._head_edits import find_head_edits, learn_head_edits
 from interventions._head_gates import HeadGates
 from interventions._head_mask import HeadMask
+from interventions._head_thinning import thin_head_edits
 from interventions._heads import add_to_heads, scale_heads
 from interventions._key_covariance import KeyCovariance, key_covariance
 from interventions._localised_finetuning import localised_finetuning
@@ -86,6 +87,7 @@ __all__ = [
     "scale_heads",
     "steer",
     "task_vector",
+    "thin_head_edits",
     "train_sae",
     "train_saes",
     "transplant",

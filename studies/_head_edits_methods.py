@@ -38,7 +38,7 @@ class Learned:
         numbers: how many were trained.
         dev: loss on the dev questions, nats a token.
         heads: (layer, head) of those edited, where heads are.
-        path: what each price tried came to, where gates have prices.
+        path: what each price tried came to, where gates have prices; before heads are left out.
     """
 
     use: Callable[[], AbstractContextManager[Model]]
@@ -77,7 +77,8 @@ class Plan:
 def head_edits(model: Model, plan: Plan) -> Learned:
     """`iv.find_head_edits`: an addition and a factor for each head, behind gates.
 
-    Each price is tried, and the dearest taken of those that `dearest` finds as good as the best.
+    Each price is tried and the dearest taken of those that dev cannot tell from the best; then
+    heads that dev does without are left out.
     """
     found = [_priced(model, plan, price) for price in plan.prices]
     at = dearest([priced for _, priced in found])
@@ -86,9 +87,12 @@ def head_edits(model: Model, plan: Plan) -> Learned:
         weight = getattr(block.o_proj, "weight", None)
         if isinstance(weight, Tensor):
             numbers += 2 * (weight.numel() // model.anatomy.d_model + block.n_heads)
-    gates, priced = found[at]
+    dev = [q.example for q in plan.dev]
+    needed = iv.thin_head_edits(model, found[at][0], dev, [q.group for q in plan.dev])
+    with needed.edit.applied(model):
+        loss = mean_loss(model, encode(model, dev, end=True))
     return Learned(
-        partial(_edited, model, gates.edit), numbers, priced.dev, gates.heads,
+        partial(_edited, model, needed.edit), numbers, loss, needed.heads,
         [priced for _, priced in found],
     )  # fmt: skip
 
@@ -182,9 +186,9 @@ METHODS: dict[str, Callable[[Model, Plan], Learned]] = {
     "biases": biases,
     "stream edits": stream_edits,
 }
-# The first, whose dev loss over both tasks was less than the second's; or several are tried.
+# The first, whose dev loss at 50 questions was least over both tasks; or several are tried.
 RATES = {
-    "head edits": (1e-1, 2e-1, 3e-2),
+    "head edits": (2e-1, 1e-1, 3e-2),
     "LoRA": (3e-3, 1e-2, 1e-3),
     "biases": (3e-2, 1e-2, 3e-3),
     "stream edits": (1e-2, 3e-2, 3e-3),

@@ -65,9 +65,10 @@ class HeadEdits:
     """Rates tried for each way and task; the one with the least loss on dev is taken."""
     planted: int = 4
     """Heads that are turned around."""
-    prices: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    prices: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Of the gates, in nats for all heads. Every training tries all of them and takes the highest
-    whose dev loss is within one standard error (over groups) of the least."""
+    whose dev loss is within one standard error (over groups) of the least; then heads that dev
+    does without, by the same rule, are left out."""
     shown: int = 8
     """Solved questions in a prompt."""
     dev: int = 48
@@ -177,16 +178,15 @@ class _Bench:
         )  # fmt: skip
 
     def rates(self, task: str, method: str) -> pd.DataFrame:
-        """Dev loss of the rates tried, at the smallest size, first seed and middle price."""
+        """Dev loss of the rates tried, at the smallest size, first seed and highest price."""
         import pandas as pd
 
         size = min(self.config.sizes)
-        middle = sorted(self.config.prices)[len(self.config.prices) // 2]
         rows = []
         for lr in RATES[method][: max(1, self.config.tried)]:
             dev = 0.0  # a single rate needs no choice
             if self.config.tried > 1:
-                plan = replace(self.plan(task, size, 0, lr), prices=(middle,))
+                plan = replace(self.plan(task, size, 0, lr), prices=(max(self.config.prices),))
                 try:
                     dev = METHODS[method](self.model(task), plan).dev
                 except InterpError:  # a loss that is not finite
@@ -245,21 +245,26 @@ def _one(
 
 
 def _tried(found: Learned | None) -> pd.DataFrame:
-    """A row for each price and head that it left open; head -1 where it left none."""
+    """A row for each price and head that it left open; head -1 where it left none.
+
+    Of the price `chosen`, the heads `kept` are those that dev does not do without.
+    """
     import pandas as pd
 
     rows = []
     path = (found.path or []) if found is not None else []
     at = dearest(path) if path else -1
+    kept = set(found.heads or []) if found is not None else set()
     for place, priced in enumerate(path):
         for layer, head in priced.heads or [(-1, -1)]:
             rows.append(
                 {"price": priced.price, "dev": priced.cost, "error": priced.error,
-                 "chosen": place == at, "layer": layer, "head": head}
+                 "chosen": place == at, "kept": place == at and (layer, head) in kept,
+                 "layer": layer, "head": head}
             )  # fmt: skip
     kinds = {
         "price": "float64", "dev": "float64", "error": "float64", "chosen": "bool",
-        "layer": "int64", "head": "int64",
+        "kept": "bool", "layer": "int64", "head": "int64",
     }  # fmt: skip
     return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
 
@@ -303,12 +308,13 @@ def _found(tried: pd.DataFrame, harm: pd.DataFrame) -> pd.DataFrame:
     for (size, seed), part in _mine(tried).groupby(["size", "seed"]):
         chosen = part[part["chosen"]]
         rows.append(
-            {"size": size, "seed": seed, "price": chosen["price"].iloc[0]}
-            | _counts(chosen, harm)
+            {"size": size, "seed": seed, "price": chosen["price"].iloc[0],
+             "gates open": _counts(chosen, harm)["heads edited"]}
+            | _counts(part[part["kept"]], harm)
             | {"planted": int(harm["planted"].sum()), "by chance": float(harm["planted"].mean())}
-        )
-    names = ("size", "seed", "price", "heads edited", "planted among them", "share", "planted",
-             "by chance")  # fmt: skip
+        )  # fmt: skip
+    names = ("size", "seed", "price", "gates open", "heads edited", "planted among them", "share",
+             "planted", "by chance")  # fmt: skip
     return pd.DataFrame(rows, columns=list(names))
 
 
@@ -391,7 +397,8 @@ def _verdict(
         lines.append(
             f"Of {kept} heads edited over {len(found)} trainings on the planted task {true} were "
             f"planted, {true / kept:.0%} (chance {found['by chance'].iloc[0]:.0%}); the target of "
-            f"80 % was {word}. Of {int(found['planted'].sum())} to be found {true} were found."
+            f"80 % was {word}. Of {int(found['planted'].sum())} to be found {true} were found. "
+            f"Gates left open before heads were left out: {int(found['gates open'].sum())}."
         )
     else:
         lines.append("Every gate closed on the planted task, so no head was edited.")
@@ -415,7 +422,7 @@ def _sections(
     summary, against, found, prices, rates = tables
     drawn = folder.figure("accuracy", lambda: figures.accuracy(summary))
     mine = _mine(tried)
-    mine = mine[mine["chosen"] & (mine["head"] >= 0)]
+    mine = mine[mine["kept"]]
     chart = folder.figure("heads", lambda: figures.heads(harm, mine))
     return [
         Section(
@@ -435,7 +442,8 @@ def _sections(
             "Which heads were edited",
             [
                 "Planted are the heads whose turning around alone costs the untouched model most. "
-                "Turning them again is the whole repair; whatever else is edited is not needed."
+                "Turning them again is the whole repair; whatever else is edited is not needed. Of "
+                "the heads whose gates stayed open, those are kept that dev does not do without."
             ],
             found,
             [(chart, "Harm of turning each head alone; planted are framed, numbers count trainings "

@@ -120,7 +120,7 @@ def test_heads_and_differences_by_hand() -> None:
     )
     path = [
         Priced(1.0, 0.1, [0.1, 0.3], [(0, 1), (1, 2), (1, 3)]),  # 0.2, standard error 0.1
-        Priced(2.0, 0.2, [0.2, 0.3], [(0, 1), (1, 3)]),
+        Priced(2.0, 0.2, [0.2, 0.3], [(0, 1), (1, 3), (0, 0)]),
         Priced(4.0, 0.9, [0.8, 1.0], []),
     ]
     learned = Learned(nullcontext, 3, 0.2, [(0, 1), (1, 3)], path)
@@ -129,10 +129,11 @@ def test_heads_and_differences_by_hand() -> None:
         [_tried(learned).assign(task=task, **told) for task in (head_edits.PLANTED, "other")]
     )
     (row,) = _found(tried, harm).to_dict("records")
-    assert row["price"] == 2.0 and row["heads edited"] == 2 and row["planted among them"] == 1
+    assert row["price"] == 2.0 and row["gates open"] == 3
+    assert row["heads edited"] == 2 and row["planted among them"] == 1
     assert row["share"] == 0.5 and row["by chance"] == 0.25 and row["planted"] == 2
     rows = _prices(tried, harm).to_dict("records")
-    assert [row["heads edited"] for row in rows] == [3, 2, 0]
+    assert [row["heads edited"] for row in rows] == [3, 3, 0]
     assert [row["planted among them"] for row in rows] == [2, 1, 0]
     assert [row["chosen"] for row in rows] == [False, True, False]
     assert rows[2]["share"] != rows[2]["share"] and rows[2]["dev"] == pytest.approx(0.9)
