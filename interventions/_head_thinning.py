@@ -32,8 +32,8 @@ def thin_head_edits(
 
     Heads are left out one after another, first the one whose absence alone costs least; the cost of
     what remains is the mean of -log p(completion), in nats, over groups, and its standard error is
-    their standard deviation / sqrt(groups). Nothing is trained: an open gate is no proof that its
-    head is needed, for where a gate is wide open its price has no slope left to close it.
+    their standard deviation / sqrt(groups). Nothing is trained. An open gate is no proof that its
+    head is needed: its price's slope is as P(open)(1 - P(open)), next to nothing once it is open.
 
     Args:
         model: that the edit was learned on.
