@@ -92,16 +92,16 @@ class Looks:
                 before, real = self._before[number], batch.attention_mask.bool()
                 number += 1
                 quantities = {
-                    KL: _kl(before, now) * real,
+                    KL: _kl(before, now).where(real, 0.0),
                     LOSS: _nll(now, batch.input_ids, real),
-                    ENTROPY: -(now.exp() * now).sum(-1) * real,
+                    ENTROPY: -(now.exp() * now).sum(-1).where(real, 0.0),
                 }
                 if self.sae is not None:
                     spliced = splice(self.sae, batch, "none")
                     with interp.hooked(model, {self.sae.site or "": spliced}):
                         there = run(model.module, batch.inputs).logits.float().log_softmax(-1)
                     quantities |= {
-                        KL_WITH: _kl(before, there) * real,
+                        KL_WITH: _kl(before, there).where(real, 0.0),
                         LOSS_WITH: _nll(there, batch.input_ids, real),
                     }
                 for kind, values in quantities.items():

@@ -72,7 +72,11 @@ def verdict(found: Found) -> list[str]:
         f"{_points(at.loc['source SAE, no gradient'], 'gain')} points.",
     ]
     if unmoved:
-        lines.append(f"No state solved more dev problems than the start: {', '.join(unmoved)}.")
+        last = "; ".join(f"{name} {_points(at.loc[name], 'last_on_dev')}" for name in unmoved)
+        lines.append(
+            "No state solved more dev problems than the start, so nothing was changed, in: "
+            f"{', '.join(unmoved)}. Their last states, on dev, in points: {last}."
+        )
     lines += [*_mechanism(found.tuning), _features(found.scan)]
     if found.settings is not None:
         lines += _settings(found.settings)
@@ -178,9 +182,10 @@ def sections(folder: Run, found: Found) -> list[Section]:
                 "Gain in samples solved over the target as it is, share of RL's gain, gain over "
                 "the random SAE, problems solved greedily: 95 % intervals over problems, seeds "
                 "averaged within a problem. The state of each tuning is the one that solved most "
-                "dev problems, its start (0) included. " + said,
+                "dev problems, its start (0) included; beside it the gain of the last state on "
+                "dev, which nothing chose. " + said,
             ],
-            _shown(found.conditions, ("gain", "share", "over_random", "greedy"), {
+            _shown(found.conditions, ("gain", "share", "over_random", "greedy", "last_on_dev"), {
                 "gain of each seed, points": "gain_seeds", "state chosen": "state",
                 "loss on other texts": "text_loss",
             }),

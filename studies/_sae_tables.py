@@ -29,8 +29,12 @@ def models(known: dict[str, pd.DataFrame], both: pd.DataFrame, config: SaeTuning
     return pd.DataFrame(rows)
 
 
-def conditions(answers: pd.DataFrame, known: dict[str, pd.DataFrame], seed: int) -> pd.DataFrame:
+def conditions(
+    answers: pd.DataFrame, looks: pd.DataFrame, known: dict[str, pd.DataFrame], seed: int
+) -> pd.DataFrame:
     """One row a condition: accuracy, gain over the target, share of RL's gain, cost.
+
+    `last_on_dev` is the gain of the last state on dev problems, which nothing chose.
 
     Seeds are averaged within a problem, and intervals are over problems; `gain_seeds` holds the
     gain of each seed. Where no state beat the start, nothing changed and the gain is exactly 0.
@@ -49,6 +53,8 @@ def conditions(answers: pd.DataFrame, known: dict[str, pd.DataFrame], seed: int)
         share = interval(gained.tolist(), gap.loc[gained.index].tolist(), seed)
         row |= dict(zip(("share", "share_low", "share_high"), share, strict=True))
         row |= _columns("over_random", _gain(here, random_one, seed))
+        seen = looks[looks["condition"] == name]
+        row |= _columns("last_on_dev", looking.gained(seen, int(seen["look"].max()), seed))
         by_seed = [(_by_problem(one) - target).mean() for _, one in here.groupby("seed")]
         row["gain_seeds"] = " ".join(f"{100 * one:+.1f}" for one in by_seed)
         row["state"] = " ".join(str(n) for n in here.groupby("seed")["state"].first())

@@ -98,7 +98,7 @@ def run(config: SaeTuning) -> Run:
     scan = folder.table("reasoning_features", lambda: bench.reasoning_features(main))
     found = Found(
         models=tables.models(known, both, config),
-        conditions=tables.conditions(answers, known, config.seed),
+        conditions=tables.conditions(answers, looks, known, config.seed),
         tuning=tables.tuning(looks, config.seed),
         card=card,
         scan=scan,

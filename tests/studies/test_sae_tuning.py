@@ -44,13 +44,40 @@ KNOWN = {
 }
 
 
+def seen(
+    costs: dict[int, list[float]], solved: dict[int, list[float]], **more: object
+) -> pd.DataFrame:
+    """Looks at two texts of ten tokens each, whose own loss is 1, and at some dev problems."""
+    rows = []
+    for look, values in costs.items():
+        for i, value in enumerate(values):
+            for kind, here in {
+                "kl": 0.5 * look, "kl with SAE": value, "loss": 1.0, "entropy": 2.0 - look,
+                "loss with SAE": 1.0 + 2 * value,
+            }.items():  # fmt: skip
+                rows.append({"look": look, "kind": kind, "texts": "bare", "group": f"bare {i}",
+                             "value": here, "tokens": 10})  # fmt: skip
+        for i, value in enumerate(solved[look]):
+            rows.append({"look": look, "kind": "solved", "texts": "", "group": str(i),
+                         "value": value, "tokens": 1})  # fmt: skip
+    return pd.DataFrame(rows).assign(**more)
+
+
+LOOKS = pd.concat([
+    seen({0: [4.0, 6.0], 1: [1.0, 2.0]}, {0: [0.0] * 40, 1: [1.0] * 10 + [0.0] * 30},
+         condition=name, seed=0)
+    for name in CONDITIONS
+])  # fmt: skip
+
+
 def test_shares_are_of_rls_gain_over_the_same_problems() -> None:
     """RL solves twice as often as the target; half of that gain, all of it, none of it."""
     given = {name: answers(name, TARGET) for name in CONDITIONS}
     given["source SAE"] = answers("source SAE", [1] * 40 + [1] * 40)
     given["target SAE"] = answers("target SAE", SOURCE)
     given["identity SAE"] = answers("identity SAE", TARGET).assign(changes=0)
-    table = tables.conditions(pd.concat(list(given.values())), KNOWN, 0).set_index("condition")
+    table = tables.conditions(pd.concat(list(given.values())), LOOKS, KNOWN, 0)
+    table = table.set_index("condition")
     assert table["share"].to_dict() == pytest.approx(
         dict.fromkeys(CONDITIONS, 0.0) | {"source SAE": 0.5, "target SAE": 1.0}
     )
@@ -58,6 +85,7 @@ def test_shares_are_of_rls_gain_over_the_same_problems() -> None:
     assert half["share_low"] < 0.5 < half["share_high"] < 0.97
     assert half["gain"] == pytest.approx(0.25) == half["over_random"]
     assert half["text_loss"] == pytest.approx(2.0)
+    assert half["last_on_dev"] == pytest.approx(0.25)
     # A model that is as it was gains 0, and there is nothing to be uncertain of.
     assert (same["gain"], same["gain_low"], same["gain_high"]) == (0, 0, 0)
     assert same["over_random_low"] < 0 < same["over_random_high"]
@@ -70,7 +98,7 @@ def test_seeds_are_no_further_problems() -> None:
     """The same answers three times are one seed's interval, and unlike seeds are averaged."""
     one = pd.concat([answers(name, SOURCE) for name in CONDITIONS])
     three = pd.concat([one.assign(seed=seed) for seed in range(3)])
-    alone, repeated = (tables.conditions(rows, KNOWN, 0) for rows in (one, three))
+    alone, repeated = (tables.conditions(rows, LOOKS, KNOWN, 0) for rows in (one, three))
     same = [n for n in alone if n not in ("seeds", "gain_seeds", "state")]
     pd.testing.assert_frame_equal(alone[same], repeated[same])
     assert set(repeated["seeds"]) == {3}
@@ -78,7 +106,7 @@ def test_seeds_are_no_further_problems() -> None:
         one, *(answers(name, TARGET, seed).assign(state=0, changes=0, tuning=9.0)
                for name in CONDITIONS for seed in (1, 2)),
     ])  # fmt: skip
-    mixed = tables.conditions(unlike, KNOWN, 0).iloc[0]
+    mixed = tables.conditions(unlike, LOOKS, KNOWN, 0).iloc[0]
     assert mixed["gain"] == pytest.approx(0.5 / 3)
     assert mixed["gain_seeds"] == "+50.0 +0.0 +0.0"
     assert (mixed["state"], mixed["changes"], mixed["tuning"]) == ("1 0 0", 4, 7.0)
@@ -118,29 +146,9 @@ def test_looks_measure_the_model_with_the_sae_and_without() -> None:
     assert start.abs().max() < 1e-6
 
 
-def seen(
-    costs: dict[int, list[float]], solved: dict[int, list[float]], **more: object
-) -> pd.DataFrame:
-    """Looks at two texts of ten tokens each, whose own loss is 1, and at some dev problems."""
-    rows = []
-    for look, values in costs.items():
-        for i, value in enumerate(values):
-            for kind, here in {
-                "kl": 0.5 * look, "kl with SAE": value, "loss": 1.0, "entropy": 2.0 - look,
-                "loss with SAE": 1.0 + 2 * value,
-            }.items():  # fmt: skip
-                rows.append({"look": look, "kind": kind, "texts": "bare", "group": f"bare {i}",
-                             "value": here, "tokens": 10})  # fmt: skip
-        for i, value in enumerate(solved[look]):
-            rows.append({"look": look, "kind": "solved", "texts": "", "group": str(i),
-                         "value": value, "tokens": 1})  # fmt: skip
-    return pd.DataFrame(rows).assign(**more)
-
-
 def test_what_a_tuning_closed_is_a_ratio_of_sums() -> None:
     """KL of 4 and 6 at the start, 1 and 2 at the end: 0.7 of it is gone, and of the loss too."""
-    solved = {0: [0.0] * 40, 1: [1.0] * 10 + [0.0] * 30}
-    looks = seen({0: [4.0, 6.0], 1: [1.0, 2.0]}, solved, condition="source SAE")
+    looks = LOOKS[LOOKS["condition"] == "source SAE"]
     (row,) = tables.tuning(looks, 0).to_dict("records")
     assert row["closed"] == pytest.approx(0.7) == row["won_back"]
     assert row["kl with SAE"] == pytest.approx(0.5)
@@ -150,6 +158,7 @@ def test_what_a_tuning_closed_is_a_ratio_of_sums() -> None:
     gain = looking.gained(looks, 1, 0)
     assert gain.mean == pytest.approx(0.25)
     assert 0 < gain.low < 0.25 < gain.high
+    solved = {0: [0.0], 1: [0.0]}
     nothing = seen({0: [0.0, 0.0], 1: [1e-9, 0.0]}, solved, condition="identity SAE")
     (row,) = tables.tuning(nothing, 0).to_dict("records")
     assert row["closed"] != row["closed"]
