@@ -58,7 +58,7 @@ def topk(
     enc, dec, b_enc, b_dec = (weights[name] for name in ("enc", "dec", "b_enc", "b_dec"))
     n, width = x.shape
     centred = x - b_dec
-    pre = torch.addmm(b_enc, centred, enc.T)
+    pre = (centred @ enc.T).add_(b_enc)  # addmm would first fill [token feature] with b_enc
     active = _greatest_of_batch(pre, k) if whole_batch else greatest(pre, k)
     values = active.values.relu()
     error = active.combined(values, dec) + b_dec - x
@@ -221,22 +221,19 @@ def _aux(
     weights: Weights, gradient: Weights, pre: Tensor, centred: Rows, error: Rows, dead: Tensor,
     aux: int | float, k_aux: int,
 ) -> Tensor:  # fmt: skip
-    """The term of the dead latents; dense, because there are few of them."""
+    """The term of the dead latents, as if there were no others."""
     at = dead.nonzero()[:, 0]
-    k = min(k_aux, len(at))
-    values, index = pre[:, at].topk(k, dim=1, sorted=False)
-    z = torch.zeros(len(pre), len(at), dtype=pre.dtype, device=pre.device)
-    z.scatter_(1, index, values.relu())
-    dec = weights["dec"][at]
-    left = z @ dec + error  # e_hat - e
+    own = {name: weights[name][at] for name in ("enc", "dec", "b_enc")}
+    own["b_dec"] = weights["b_dec"]
+    active = greatest(pre[:, at], min(k_aux, len(at)))
+    values = active.values.relu()
+    left = active.combined(values, own["dec"]) + error  # e_hat - e
     scale = aux * min(len(at) / k_aux, 1.0) / error.square().sum().clamp(min=1e-30)
-    r = 2 * scale * left
-    through = (r @ dec.T) * (z > 0)
-    gradient["dec"].index_add_(0, at, z.T @ r)
-    gradient["enc"].index_add_(0, at, through.T @ centred)
-    bias = through.sum(0)
-    gradient["b_enc"].index_add_(0, at, bias)
-    gradient["b_dec"] -= bias @ weights["enc"][at]
+    found = {name: torch.zeros_like(tensor) for name, tensor in own.items()}
+    _through(active, values, 2 * scale * left, centred, own, found)
+    gradient["b_dec"] += found.pop("b_dec")
+    for name, tensor in found.items():
+        gradient[name].index_add_(0, at, tensor)
     return scale * left.square().sum()
 
 

@@ -21,15 +21,20 @@ class SAEPlan:
             their `sparsity` gives.
         sparsity: weight of the sparsity term (not of `topk` and `batchtopk`): 0.3 by default for
             `jumprelu`, `0.6 / sqrt(d_in)` for `gated`, `0.4 / sqrt(d_in)` for `standard`.
-        lr: of Adam; by default `2e-4 / sqrt(d_sae / 2^14)`.
+        lr: of Adam; by default `0.09 / sqrt(d_in)` for `topk` and `batchtopk`, which is ours and
+            was best or nearly so in 60 to 1000 steps (lower it for far more), and otherwise
+            `2e-4 / sqrt(d_sae / 2^14)`.
         aux: weight of AuxK, by which dead latents come back (`topk` and `batchtopk`).
         k_aux: dead latents a token in it; half the width of the site by default.
-        dead_after: tokens without firing after which a latent counts as dead; a twentieth of all
-            by default.
+        dead_after: tokens without firing after which a latent counts as dead; by default a
+            twentieth of all, and no fewer than `100 d_sae / k`, a hundred times what the mean
+            latent waits.
         bandwidth: of `jumprelu`'s straight-through estimate, in units of variance 1; the paper's
             0.001 is for activations of norm 1 and far more tokens.
         center: what b_dec begins as: the `"median"` (geometric) or `"mean"` of the first buffer.
-        seed: of the decoder's directions.
+        seed: of the decoder's directions at the start. For `topk` and `batchtopk` each is halfway
+            between a random one and a row's, and the encoder is as long as fits the first batch
+            best.
     """
 
     site: str

@@ -66,7 +66,8 @@ def train_sae(
         d_sae: features; eight times the width of the site by default.
         k: latents a token.
         sparsity: weight of the sparsity term of `jumprelu`, `gated` and `standard`.
-        lr: of Adam; by default `2e-4 / sqrt(d_sae / 2^14)`.
+        lr: of Adam; by default `0.09 / sqrt(d_in)` for `topk` and `batchtopk` (ours, measured in
+            short trainings; lower it for far longer ones), else `2e-4 / sqrt(d_sae / 2^14)`.
         aux: weight of AuxK.
         dead_after: tokens without firing after which a latent counts as dead.
         center: what b_dec begins as, `"median"` (geometric) or `"mean"`.
@@ -100,7 +101,9 @@ def train_sae(
 
     Source: Gao et al. 2024 (arXiv 2406.04093): topk, AuxK, unit decoder and geometric median;
     `SAE` names the other kinds'. Dropped tokens and the buffer are dictionary_learning's. We
-    deviate in the unit (variance of the first buffer, not the batch) and in `dead_after`.
+    deviate in the unit (variance of the first buffer, not the batch), in `lr` and `dead_after`, and
+    at the start of `topk` and `batchtopk`: directions are half rows, and one factor on the encoder
+    fits x_hat to x (their code makes random inputs and their reconstructions equally long).
     """
     plan = SAEPlan(
         str(Site.parse(site)), kind, d_sae, k, sparsity, lr, aux, None, dead_after,
