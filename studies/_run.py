@@ -106,9 +106,46 @@ class Run:
         write_text(self.path / "meta.json", json.dumps(meta, indent=1, default=str))
 
 
-def digest(path: Path) -> str:
-    """A short hash of a file's contents."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def digests(config: Any) -> dict[str, str]:
+    """Short hashes of the files that a configuration names, so that changed ones are noticed.
+
+    Args:
+        config: a dataclass; every field but `out` that holds a path, or several, names files. Of a
+            folder its .jsonl files count.
+
+    Returns:
+        Hash by field, `facts`; of several files by `rollouts[0]`, of a folder's by
+        `questions/dev.jsonl`. Not by file name: two files may share one.
+
+    Raises:
+        InterpError: a file that is not there or cannot be read.
+    """
+    found = {}
+    for field in dataclasses.fields(config):
+        given = getattr(config, field.name)
+        if field.name == "out":
+            continue
+        if isinstance(given, Path):
+            found |= _hashes(field.name, given)
+        elif isinstance(given, tuple):
+            for index, one in enumerate(given):
+                if isinstance(one, Path):
+                    found |= _hashes(f"{field.name}[{index}]", one)
+    return found
+
+
+def _hashes(name: str, path: Path) -> dict[str, str]:
+    files = {f"{name}/{file.name}": file for file in sorted(path.glob("*.jsonl"))}
+    return {
+        key: _hash(name, file) for key, file in (files if path.is_dir() else {name: path}).items()
+    }
+
+
+def _hash(name: str, file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise InterpError(f"cannot read {file}, given as {name}: {error.strerror}") from error
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from studies._head_edits_tasks import (
     read_parts,
 )
 from studies._report import Section, write_report
-from studies._run import Run, digest
+from studies._run import Run, digests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,9 +87,8 @@ def run(config: HeadEdits) -> Run:
     """Run the study and write its folder: answers, heads, tables, figures, report.html."""
     config = _sized(config)
     tasks = _tasks(config)
-    hashes = {config.questions.name: digest(config.questions)} if config.questions else {}
     weights = {config.model: identity(config.model)}
-    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     bench = _Bench(config, tasks)
     harm = folder.table("harm", bench.harm)
     rates = _joined([_rates(folder, bench, *at) for at in itertools.product(tasks, METHODS)])

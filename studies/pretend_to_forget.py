@@ -20,7 +20,7 @@ from studies import _pretend_measures as measures
 from studies._checkpoints import ORGANISM, identity, open_checkpoint
 from studies._facts import Item, organism_items, read_items
 from studies._report import Section, write_report
-from studies._run import Run, digest
+from studies._run import Run, digests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,9 +54,8 @@ class PretendToForget:
 
 def run(config: PretendToForget) -> Run:
     """Run the study and write its folder: tables, traces, figures, report.html."""
-    hashes = {p.name: digest(p) for p in (config.facts, config.texts) if p is not None}
     weights = {source: identity(source) for source in (config.base, config.tuned)}
-    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     items = _items(config)
     for side, source in (("base", config.base), ("tuned", config.tuned)):
         _trace_side(folder, side, source, items, config)

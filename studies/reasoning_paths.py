@@ -28,7 +28,7 @@ from studies import _reasoning_paths_report as report
 from studies._checkpoints import ORGANISM, identity, open_checkpoint
 from studies._report import write_report
 from studies._rollouts import read_rollouts, sample
-from studies._run import Run, digest
+from studies._run import Run, digests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,10 +106,9 @@ def run(config: ReasoningPaths) -> Run:
     """Run the study and write its folder: rollouts, records, tables, figures, report.html."""
     config = _smaller(config) if config.smoke else config
     if config.rollouts:
-        files = {str(path): digest(path) for path in config.rollouts if path.is_file()}
         given = read_rollouts(config.rollouts)  # before the folder is made: lines may be bad
         reader = {} if config.reading == SPELLING else {config.reading: identity(config.reading)}
-        folder = Run.open(config.out, NAME, config, files=files, checkpoints=reader)
+        folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=reader)
         rollouts, groups = given, [list(dict.fromkeys(r.model for r in given))]
     else:
         _check(config)

@@ -24,7 +24,7 @@ from studies._checkpoints import ORGANISM, identity
 from studies._reasoning_bench import Bench
 from studies._reasoning_measures import MAIN, Condition
 from studies._report import Section, write_report
-from studies._run import Run, digest
+from studies._run import Run, digests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,10 +81,9 @@ class ReasoningVectors:
 
 def run(config: ReasoningVectors) -> Run:
     """Run the study and write its folder: answers, tables, figures, report.html."""
-    hashes = {p.name: digest(p) for p in (config.problems, config.texts) if p is not None}
     models = {"base": config.base, "sft": config.sft, "rl": config.rl, "target": config.receiver}
     weights = {source: identity(source) for source in models.values()}
-    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     bench = Bench(config, models)
     relations = folder.table("relations", bench.relations)
     answers = _answers(folder, bench)

@@ -19,7 +19,7 @@ from studies import _sae_recipes as recipes
 from studies import _sae_tables as tables
 from studies._checkpoints import identity
 from studies._report import write_report
-from studies._run import Run, digest
+from studies._run import Run, digests
 from studies._sae_bench import Bench, Tuned
 from studies._sae_report import Found, grpo_seconds, sections, verdict
 
@@ -81,9 +81,8 @@ class SaeTuning:
 
 def run(config: SaeTuning) -> Run:
     """Run the study and write its folder: tables, figures, report.html."""
-    hashes = {p.name: digest(p) for p in (config.train, config.problems) if p is not None}
     weights = {source: identity(source) for source in (config.source, config.target)}
-    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     bench = Bench(config)
     for name in ("answers", "looks"):
         (folder.path / name).mkdir(exist_ok=True)

@@ -22,7 +22,7 @@ from studies._checkpoints import ORGANISM, identity, open_checkpoint
 from studies._circuit_find import GROUPS, Node, nodes_of, path_effects
 from studies._circuit_tasks import Task, from_file, of_scenes
 from studies._report import Section, write_report
-from studies._run import Run, digest
+from studies._run import Run, digests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,8 +68,7 @@ class SameCircuit:
 def run(config: SameCircuit) -> Run:
     """Run the study and write its folder."""
     weights = {source: identity(source) for source in (config.base, config.tuned)}
-    hashes = {config.prompts.name: digest(config.prompts)} if config.prompts else {}
-    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     study = _Study(folder, config)
     paths = folder.table("paths", study.paths)
     study.circuits = {

@@ -21,7 +21,7 @@ from studies import _pivot_measures as measures
 from studies._checkpoints import ORGANISM, identity, open_checkpoint
 from studies._pivot_verdict import headline, verdict_of
 from studies._report import Section, write_report
-from studies._run import Run, digest
+from studies._run import Run, digests
 from studies._word_pairs import WordPair, organism_pairs, read_pairs
 
 if TYPE_CHECKING:
@@ -60,9 +60,8 @@ class SemanticPivots:
 def run(config: SemanticPivots) -> Run:
     """Run the study and write its folder: tables, traces, figures, report.html."""
     models = _models(config)
-    hashes = {p.name: digest(p) for p in (config.pairs, config.texts) if p is not None}
     weights = {source: identity(source) for source in models.values()}
-    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     pairs = _pairs(config)
     parts = [_measured(folder, name, source, pairs, config) for name, source in models.items()]
     rows, layers, changes = (_stacked(tables, models) for tables in zip(*parts, strict=True))

@@ -22,7 +22,7 @@ from interventions import Question
 from studies import _shortcut_figures as figures
 from studies._checkpoints import ORGANISM, identity, open_checkpoint
 from studies._report import Section, write_report
-from studies._run import Run, digest
+from studies._run import Run, digests
 from studies._shortcut_methods import cue_percentiles, random_edits, tuned_with_lora
 
 if TYPE_CHECKING:
@@ -67,10 +67,8 @@ Questions = dict[str, list[Question]]
 
 def run(config: ShortcutNeurons) -> Run:
     """Run the study and write its folder."""
-    folder_of = config.questions
-    hashes = {p.name: digest(p) for p in sorted(folder_of.glob("*.jsonl"))} if folder_of else {}
     weights = {config.model: identity(config.model)}
-    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     seeds = 1 if config.smoke else config.seeds
     model: list[Model] = []
 

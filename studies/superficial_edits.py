@@ -23,7 +23,7 @@ from studies import _superficial_report as report
 from studies import _superficial_reversal as reversal
 from studies._checkpoints import ORGANISM, identity, open_checkpoint
 from studies._report import write_report
-from studies._run import Run, digest
+from studies._run import Run, digests
 from studies._superficial_answers import table_of
 from studies._superficial_cases import Case, organism_cases, read_cases, unlearned_cases
 from studies._superficial_edits import SUBSTRATES
@@ -72,10 +72,9 @@ class SuperficialEdits:
 
 def run(config: SuperficialEdits) -> Run:
     """Run the study and write its folder: edits, tables, figures, report.html."""
-    hashes = {p.name: digest(p) for p in (config.facts, config.texts) if p is not None}
     sources = [source for source in (config.base, config.unlearned) if source is not None]
     weights = {source: identity(source) for source in sources}
-    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     bench = _Bench(folder, config)
     parts = [bench.unedited(), *(bench.edited(name) for name in bench.substrates)]
     if config.unlearned is not None and config.facts is None:

@@ -25,7 +25,7 @@ from studies import _tune_report as report
 from studies import _who_forgets_measures as measures
 from studies._checkpoints import ORGANISM, identity
 from studies._report import write_report
-from studies._run import Run, digest
+from studies._run import Run, digests
 from studies._tune_bench import TuneBench
 from studies._tune_summary import claims, summarise
 from studies._tune_ways import WAYS
@@ -103,10 +103,9 @@ def run(config: TuneWhatMatters) -> Run:
     """Run the study and write its folder: answers, samples, tables, figures, report.html."""
     config = _sized(config)
     _check(config)
-    hashes = {path.name: digest(path) for path in (*config.own, config.texts) if path is not None}
     named = (config.base,) if config.prior is None else (config.base, config.prior)
     weights = {source: identity(source) for source in named}
-    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     bench = TuneBench(config)
     if config.only_noise:
         return _only_noise(folder, bench)

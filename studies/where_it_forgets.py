@@ -20,7 +20,7 @@ from studies import _where_figures as figures
 from studies import _where_measures as measures
 from studies._checkpoints import ORGANISM, identity, open_checkpoint
 from studies._report import Section, write_report
-from studies._run import Run, digest
+from studies._run import Run, digests
 from studies._where_facts import Facts, organism_facts, read_facts
 
 if TYPE_CHECKING:
@@ -56,9 +56,8 @@ class WhereItForgets:
 def run(config: WhereItForgets) -> Run:
     """Run the study and write its folder: records, tables, figures, report.html."""
     _check(config)
-    hashes = {config.facts.name: digest(config.facts)} if config.facts is not None else {}
     weights = {source: identity(source) for source in (config.base, *config.tuned)}
-    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     records = {_short(s): (_record(folder, s, config), _facts(s, config)) for s in config.tuned}
     behaviour = folder.table("behaviour", lambda: measures.behaviour(records, config.seed))
     shares = folder.table("shares", lambda: measures.shares(records, config.seed))

@@ -25,7 +25,7 @@ from studies import _who_forgets_report as report
 from studies import _who_forgets_verdict as verdicts
 from studies._checkpoints import identity
 from studies._report import write_report
-from studies._run import Run, digest
+from studies._run import Run, digests
 from studies._who_forgets_bench import Bench
 from studies._who_forgets_checkpoints import BASE, Checkpoint, checkpoints, last_of
 from studies._who_forgets_measures import Measured
@@ -91,9 +91,8 @@ def run(config: WhoForgets) -> Run:
     bench = Bench(config, config.out / "noise")
     if not bench.items or not bench.problems:  # before the folder is made: files may be bad
         raise InterpError("items and count must be at least 1")
-    hashes = {p.name: digest(p) for p in (config.tasks, config.problems) if p is not None}
     weights = {source: identity(source) for source in (config.base, *(c.source for c in found))}
-    folder = Run.open(config.out, NAME, config, files=hashes, checkpoints=weights)
+    folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     known, measured = _measured(folder, bench, found)
     tables = _tables(folder, bench, found, measured, known)
     lines = verdicts.verdict(tables, config)

@@ -1,5 +1,5 @@
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -7,7 +7,7 @@ import pytest
 
 from interp import InterpError
 from studies._report import Section, write_report
-from studies._run import Run
+from studies._run import Run, digests
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,44 @@ def test_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> None
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(InterpError, match="other files"):
         Run.open(tmp_path / "mine", "s", Config())
+
+
+@dataclass(frozen=True)
+class Files:
+    facts: Path | None = None
+    texts: Path | None = None
+    rollouts: tuple[Path, ...] = ()
+    out: Path = Path("elsewhere")
+
+
+def test_input_files_of_one_name_each_count(tmp_path: Path) -> None:
+    """Two files called data.jsonl: a change of either makes another run, in every study."""
+    config = Files(*(tmp_path / name / "data.jsonl" for name in ("a", "b")))
+    for file in (config.facts, config.texts):
+        assert file is not None
+        file.parent.mkdir()
+        file.write_text(str(file))
+    config = replace(config, rollouts=(config.facts, config.texts))
+    before = digests(config)
+    assert before["facts"] == before["rollouts[0]"] != before["texts"] == before["rollouts[1]"]
+    config.facts.write_text("changed")
+    after = digests(config)
+    assert {name for name in before if before[name] != after[name]} == {"facts", "rollouts[0]"}
+
+
+def test_a_folder_counts_by_its_json_lines_and_out_never(tmp_path: Path) -> None:
+    for name in ("dev.jsonl", "train.jsonl", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    assert set(digests(Files(facts=tmp_path, out=tmp_path))) == {
+        "facts/dev.jsonl",
+        "facts/train.jsonl",
+    }
+    assert digests(Files()) == {}
+
+
+def test_a_missing_input_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InterpError, match=r"none\.jsonl, given as texts: No such file"):
+        digests(Files(texts=tmp_path / "none.jsonl"))
 
 
 def test_finish_keeps_facts_in_meta(tmp_path: Path) -> None:
