@@ -107,6 +107,7 @@ class TuneBench:
         rows = []
         for way in self.ways:
             tried = WAYS[way].rates[: max(1, self.config.tried)]
+            tried = tried if self.config.lr is None else [self.config.lr]
             if len(tried) == 1:
                 rows.append({"way": way, "lr": tried[0], "dev": 0.0})
                 continue

@@ -21,19 +21,12 @@ def verdict(
 ) -> list[str]:  # fmt: skip
     """What was found, a sentence a line."""
     lines = [f"The base solves {before['solved'].mean():.3f} of the sampled problems."]
-    for row in summary.to_dict("records"):
-        line = (
-            f"{row['way']} ({row['trained']:,} weights): gains {_span(row, 'gain')} of accuracy on "
-            f"the new task, loses {_span(row, 'lost_nats')} nats an answer and "
-            f"{_span(row, 'lost_accuracy')} of accuracy on the old ones"
-        )
-        if row["seeds"] > 1:
-            line += (
-                f"; {row['seeds']} trainings gain {row['gain_least']:+.3f} to "
-                f"{row['gain_most']:+.3f} and lose {row['lost_nats_least']:+.3f} to "
-                f"{row['lost_nats_most']:+.3f} nats"
-            )
-        lines.append(f"{line}.")
+    for name, what in (
+        ("gain", "Gained on the new task, accuracy"),
+        ("lost_nats", "Lost on the old tasks, nats an answer"),
+    ):
+        order = summary.sort_values(name, ascending=False).to_dict("records")
+        lines.append(f"{what}: " + "; ".join(f"{r['way']} {_span(r, name)}" for r in order) + ".")
     for row in claimed.to_dict("records"):
         lines.append(
             f"{row['source']}: {row['claim']}: {row['told']} ({row['measure']}: "
@@ -58,6 +51,7 @@ def sections(
         if config.tried > 1
         else "rates are those that dev chose on the shipped organism (--tried 3 chooses anew)"
     )
+    chosen = chosen if config.lr is None else f"the rate is {config.lr:g} for all"
     over = " and over trainings" if config.seeds > 1 else " (one training: not over trainings)"
     return [
         Section(

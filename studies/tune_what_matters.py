@@ -59,6 +59,8 @@ class TuneWhatMatters:
     """Which ways of tuning."""
     tried: int = 1
     """Rates tried for each way; the one with the least loss on dev is taken."""
+    lr: float | None = None
+    """One rate for all ways instead, to tell a way from its rate."""
     seeds: int = 1
     """Draws of the training examples and of what is random in a mask."""
     steps: int = 15
@@ -173,6 +175,8 @@ def _check(config: TuneWhatMatters) -> None:
             "this model is no organism, so say what it learns and may forget: --examples FILE, "
             "--problems FILE and --tasks FILE; or give --texts FILE alone, for the noise test"
         )
+    if config.lr is not None and not config.lr > 0:
+        raise InterpError(f"lr={config.lr}: expected more than 0")
     if config.draws < 2:
         raise InterpError(f"draws={config.draws}: expected at least 2, for an interval over them")
 

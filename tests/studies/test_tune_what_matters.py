@@ -13,6 +13,7 @@ import torch
 import interp
 import interventions as iv
 from interp import InterpError
+from studies._tune_bench import TuneBench
 from studies._tune_noise import NoiseTest, damage, read_texts, root_mean_square, text_loss, told
 from studies._tune_summary import CLAIMS, against, claims, crossed, gained
 from studies._tune_ways import WAYS, Tuner
@@ -209,6 +210,8 @@ def test_what_cannot_be_studied_is_said(tmp_path: Path) -> None:
         run(TuneWhatMatters(ways=("principle",), out=tmp_path / "a"))
     with pytest.raises(InterpError, match="--examples FILE"):
         run(TuneWhatMatters(base=str(tmp_path), out=tmp_path / "b"))
+    with pytest.raises(InterpError, match=r"lr=-0.1: expected more than 0"):
+        run(TuneWhatMatters(lr=-0.1, out=tmp_path / "a"))
     with pytest.raises(InterpError, match="draws=1: expected at least 2"):
         run(TuneWhatMatters(draws=1, out=tmp_path / "a"))
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
@@ -229,6 +232,21 @@ def test_texts_alone_are_enough_for_the_noise_test(tuner: Tuner, tmp_path: Path)
     assert "Principal, rank 2, beyond random" in line and "Principal, rank 8, beyond" in line
     assert not (folder.path / "summary.parquet").exists()
     assert (folder.path / "report.html").stat().st_size > 5_000
+
+
+def test_one_rate_may_be_asked_of_all_and_what_cannot_be_tuned_is_left_out(tmp_path: Path) -> None:
+    asked = {"base": str(tmp_path), "examples": tmp_path, "problems": tmp_path, "tasks": tmp_path}
+    ways = ("principal", "prior", "CorDA")
+    own = TuneBench(TuneWhatMatters(**asked, ways=ways, out=tmp_path))
+    assert own.ways == ["principal"] and own.missing == {"prior": "--prior", "CorDA": "--texts"}
+    given = TuneWhatMatters(**asked, ways=ways, out=tmp_path, texts=tmp_path, prior="other")
+    assert TuneBench(given).ways == list(ways)
+    organism = TuneBench(TuneWhatMatters(ways=ways, lr=0.02, tried=3, out=tmp_path))
+    assert organism.rates().to_dict("list") == {
+        "way": list(ways),
+        "lr": [0.02] * 3,
+        "dev": [0.0] * 3,
+    }
 
 
 def test_a_smoke_run_writes_its_report(tmp_path: Path) -> None:
