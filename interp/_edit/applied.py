@@ -19,6 +19,7 @@ from interp._edit.delta import Delta
 from interp._edit.parameters import (
     Parameter,
     find,
+    is_tied,
     named_parameters,
     output_change,
     plain_module,
@@ -72,8 +73,11 @@ def put_on(
     targets = [_target(model.module, delta, parameters) for delta in deltas]
     application = Application(edit)
     with application.stack as stack:  # unwound if anything below fails
-        for delta, parameter in zip(deltas, targets, strict=True):
-            _change(application, delta, parameter)
+        for delta, (parameter, outside) in zip(deltas, targets, strict=True):
+            if outside:
+                stack.enter_context(adding_to_output(parameter, delta))
+            else:
+                _change(application, delta, parameter)
         timed = any(a.positions != "all" or a.per_prompt for a in affines)
         clock = Clock(plain_module(model.module), prompt_len) if timed else None
         if clock is not None:
@@ -104,17 +108,18 @@ def take_off(application: Application, module: nn.Module) -> None:
     application.stack.close()
 
 
-def _target(module: nn.Module, delta: Delta, parameters: Mapping[str, Parameter]) -> Parameter:
+def _target(
+    module: nn.Module, delta: Delta, parameters: Mapping[str, Parameter]
+) -> tuple[Parameter, bool]:
+    """The parameter, and whether it must stay as it is while its module's output changes."""
     parameter = find(module, delta.parameter, delta.change, parameters)
-    if delta.untie or not parameter.in_place:
+    outside = not parameter.in_place or (delta.untie and is_tied(parameter, parameters))
+    if outside:
         require_output_change(parameter, delta.change)
-    return parameter
+    return parameter, outside
 
 
 def _change(application: Application, delta: Delta, parameter: Parameter) -> None:
-    if delta.untie or not parameter.in_place:
-        application.stack.enter_context(adding_to_output(parameter, delta))
-        return
     weight: Any = parameter.tensor
     with torch.no_grad():
         changed = delta.change.applied_to(weight.detach())

@@ -20,7 +20,7 @@ class Delta:
             model's, also when peft has wrapped it).
         change: a `Dense`, `LowRank`, `Sparse` or `Towards`; a bare tensor means `Dense`.
         untie: a tied tensor is one parameter and moves at both ends; True moves only the end that
-            is named.
+            is named. Of a tensor that is not tied it says nothing.
 
     Raises:
         InterpError: an empty name, NaN or infinity in the change.

@@ -93,15 +93,22 @@ def output_change(parameter: Parameter, change: Change, x: Tensor) -> Tensor:
     owner = parameter.owner
     embedding = isinstance(owner, nn.Embedding)
     dtype = parameter.tensor.dtype if parameter.tensor.is_floating_point() else x.dtype
+    scale = getattr(owner, "embed_scale", 1) if embedding else 1  # Gemma's is in the embedding
     if isinstance(change, LowRank):
         left, right = (matrix[k].to(x.device, dtype) for k in ("left", "right"))
         if embedding:
-            return F.embedding(x, left) @ right
+            return F.embedding(x, left) @ right * scale
         return (x @ left) @ right if isinstance(owner, Conv1D) else (x @ right.T) @ left.T
     whole = matrix["dense"].to(x.device, dtype)
     if embedding:
-        return F.embedding(x, whole)
+        return F.embedding(x, whole) * scale
     return x @ (whole if isinstance(owner, Conv1D) else whole.T)
+
+
+def is_tied(parameter: Parameter, parameters: Mapping[str, Parameter]) -> bool:
+    """Whether another name has the same tensor."""
+    tensor = parameter.tensor
+    return any(p.tensor is tensor for p in parameters.values() if p.name != parameter.name)
 
 
 def require_output_change(parameter: Parameter, change: Change) -> None:
@@ -111,10 +118,13 @@ def require_output_change(parameter: Parameter, change: Change) -> None:
         InterpError: with the reason.
     """
     names = set(change.tensors())
-    if parameter.attribute != "weight" or names not in ({"left", "right"}, {"dense"}):
+    matrix = isinstance(parameter.owner, nn.Linear | Conv1D | nn.Embedding)
+    whole = names in ({"left", "right"}, {"dense"}) and len(change.shape) == 2
+    if parameter.attribute != "weight" or not matrix or not whole:
         raise InterpError(
             f"{parameter.name} is quantised, kept elsewhere or tied, where only a low-rank or "
-            f"dense change of a whole matrix can act, and this one is a {type(change).__name__}; "
+            f"dense change of a whole matrix of a linear layer or embedding can act, and this one "
+            f"is a {type(change).__name__} of a {type(parameter.owner).__name__}; "
             f"load the model in a floating-point dtype on one device"
         )
 

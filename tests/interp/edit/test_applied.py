@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import interp
-from interp import Affine, Delta, Edit, LowRank, Sparse, Towards
+from interp import Affine, Delta, Dense, Edit, LowRank, Sparse, Towards
 from interp._edit.affine import WRITABLE
 from interp._hooked import ports_of
 from tests.architectures import build
@@ -195,18 +196,57 @@ def test_a_tied_tensor_moves_at_both_ends_and_untied_at_one(ids) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gpt2"])
+@pytest.mark.parametrize("kind", ["dense", "low rank"])
+def test_an_untied_embedding_moves_as_its_own_module_reads_it(name: str, kind: str, ids) -> None:
+    """Gemma's embedding multiplies by sqrt(d_model) itself; beside a copy whose ends are apart."""
+    module = build(name)
+    module.config.tie_word_embeddings = True
+    module.tie_weights()
+    embedding = module.get_input_embeddings()
+    key = next(n for n, p in module.named_parameters() if p is embedding.weight)
+    rows, width = embedding.weight.shape
+    change = Dense(0.1 * torch.randn(rows, width))
+    if kind == "low rank":
+        change = LowRank(0.1 * torch.randn(rows, 2), torch.randn(2, width))
+    apart = copy.deepcopy(module)
+    apart.config.tie_word_embeddings = False
+    apart.lm_head.weight = torch.nn.Parameter(apart.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        moved = change.applied_to(embedding.weight.detach())
+        apart.get_input_embeddings().weight.copy_(moved)
+        wanted = apart(ids).logits
+        with Edit([Delta(key, change, untie=True)]).applied(interp.load(module)):
+            torch.testing.assert_close(module(ids).logits, wanted)
+
+
+def test_untying_what_is_not_tied_is_nothing(ids) -> None:
+    """Norms, biases and matrices of their own are changed where they stand."""
+    module = build("gpt2")
+    names = ("transformer.h.0.ln_1.weight", "transformer.h.1.mlp.c_fc.bias",
+             "transformer.h.1.attn.c_proj.weight")  # fmt: skip
+    for name in names:
+        change = Dense(0.1 * torch.randn(module.get_parameter(name).shape))
+        found = []
+        for untie in (False, True):
+            with Edit([Delta(name, change, untie=untie)]).applied(interp.load(module)):
+                found.append(module(ids).logits)
+        assert torch.equal(*found)
+
+
 def test_an_untied_change_comes_before_every_hook(ids) -> None:
     """Deltas act on the weights, affines on what follows, also when the affine came first."""
-    model = build("llama")
-    key, change = (
-        "model.layers.1.self_attn.q_proj.weight",
-        LowRank(torch.ones(32, 1), torch.ones(1, 32)),
-    )
-    with Edit([Affine("q.1", scale=0.5)]).applied(model), Edit([Delta(key, change)]).applied(model):
-        expected = plain.logits_of(model, ids)
+    model = build("gpt2", tie_word_embeddings=True)
+    low = LowRank(torch.randn(97, 1), torch.randn(1, 32))
+    apart = build("gpt2", tie_word_embeddings=True)
+    apart.lm_head.weight = nn.Parameter(apart.transformer.wte.weight.detach().clone())
+    with torch.no_grad():
+        apart.transformer.wte.weight.copy_(low.applied_to(apart.transformer.wte.weight.detach()))
+    with Edit([Affine("embed", scale=0.5)]).applied(apart):
+        expected = plain.logits_of(apart, ids)
     with (
-        Edit([Affine("q.1", scale=0.5)]).applied(model),
-        Edit([Delta(key, change, untie=True)]).applied(model),
+        Edit([Affine("embed", scale=0.5)]).applied(model),
+        Edit([Delta("transformer.wte.weight", low, untie=True)]).applied(model),
     ):
         torch.testing.assert_close(plain.logits_of(model, ids), expected, rtol=1e-4, atol=1e-4)
 
