@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from interp._record import provenance, write_text
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+_HASHED = {"files": "the contents of", "checkpoints": "the weights of"}
+_NAMED, _LONGEST = 3, 60  # differences that are named, characters of a setting
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Run:
     def open(path: Path, study: str, config: Any, **more: Any) -> Run:
         """Begin a run, or continue one that was begun with the same configuration.
 
+        A folder in which a run was begun but nothing computed is begun anew.
+
         Args:
             path: the folder.
             study: the study's name.
@@ -45,20 +51,23 @@ class Run:
             more: further facts that identify it, such as hashes of input files.
 
         Raises:
-            InterpError: the folder holds another run or other files.
+            InterpError: the folder holds another run, naming what differs, or other files; or it
+                cannot be written.
         """
         asked = json.loads(json.dumps(_plain(config) | more, default=str))
         asked.pop("out", None)
         meta_path = path / "meta.json"
-        if path.exists() and any(path.iterdir()):
-            before = _read_meta(meta_path)
-            if before.get("study") != study or before.get("config") != asked:
-                raise InterpError(
-                    f"{path} holds {'another run' if before else 'other files'}; choose another "
-                    f"folder with --out, or delete it"
-                )
+        create(path)
+        before = _read_meta(meta_path)
+        if before.get("study") == study and before.get("config") == asked:
             return Run(path, study, before)
-        path.mkdir(parents=True, exist_ok=True)
+        files = [file for file in path.rglob("*") if not file.is_dir()]
+        only_begun = files == [meta_path] and before.get("finished") is False
+        if files and not only_begun:
+            raise InterpError(
+                f"{path} holds {_difference(before, study, asked)}; choose another folder with "
+                f"--out, or delete it"
+            )
         meta = provenance(study=study, config=asked, finished=False)
         write_text(meta_path, json.dumps(meta, indent=1))
         return Run(path, study, meta)
@@ -70,7 +79,9 @@ class Run:
         file = self.path / f"{name}.parquet"
         if not file.exists():
             scratch = file.with_name(f".{file.name}.{os.getpid()}")
-            compute().to_parquet(scratch)
+            table = compute()
+            self._check_ours()
+            table.to_parquet(scratch)
             scratch.replace(file)
         return pd.read_parquet(file)
 
@@ -78,7 +89,9 @@ class Run:
         """A lens trace of this run, computed if it is not there yet."""
         folder = self.path / name
         if not folder.exists():
-            compute().save(folder)
+            trace = compute()
+            self._check_ours()
+            trace.save(folder)
         return LensTrace.load(folder)
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> Path:
@@ -102,8 +115,33 @@ class Run:
 
     def finish(self, **facts: Any) -> None:
         """Mark the run as finished and keep its headline facts in meta.json."""
+        self._check_ours()
         meta = {**self.meta, "finished": True, "facts": facts}
         write_text(self.path / "meta.json", json.dumps(meta, indent=1, default=str))
+
+    def _check_ours(self) -> None:
+        """That no other run was begun here since: a folder with nothing in it may be."""
+        if self.read_meta().get("config") != self.meta["config"]:
+            raise InterpError(
+                f"another run was begun in {self.path} in the meantime; choose another folder "
+                f"with --out"
+            )
+
+
+def create(folder: Path) -> Path:
+    """The folder of results, made if it is not there; refused before the work and not after it.
+
+    Raises:
+        InterpError: a file stands there, or nothing can be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "a file stands there" if folder.is_file() else error.strerror
+        raise InterpError(f"cannot write to the folder {folder} (--out): {reason}") from error
+    return folder
 
 
 def digests(config: Any) -> dict[str, str]:
@@ -150,6 +188,29 @@ def _hash(name: str, file: Path) -> str:
 
 def _plain(config: Any) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name != "out"}
+
+
+def _difference(before: dict[str, Any], study: str, asked: dict[str, Any]) -> str:
+    """What a folder holds that is not this run, in words."""
+    if not before:
+        return "other files"
+    if before.get("study") != study:
+        return f"another run, of the study {before.get('study')}"
+    there = before.get("config") or {}
+    names = [n for n in {**there, **asked} if n not in _HASHED and there.get(n) != asked.get(n)]
+    said = [f"{n} is {_shown(there, n)} there and {_shown(asked, n)} here" for n in names]
+    for kind, title in _HASHED.items():  # of a file that was exchanged its field says so already
+        old, new = there.get(kind) or {}, asked.get(kind) or {}
+        said += [f"{title} {n} changed" for n in old if n in new and old[n] != new[n]]
+    if not said:
+        return "another run"
+    more = f"; {len(said) - _NAMED} more differ" if len(said) > _NAMED else ""
+    return f"another run ({'; '.join(said[:_NAMED])}{more})"
+
+
+def _shown(config: dict[str, Any], name: str) -> str:
+    text = json.dumps(config[name], ensure_ascii=False) if name in config else "not known"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

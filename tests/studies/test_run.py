@@ -42,17 +42,55 @@ def test_interrupted_step_leaves_nothing_and_is_done_again(tmp_path: Path) -> No
 
 
 def test_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
-    Run.open(tmp_path / "run", "s", Config(seed=0))
+    Run.open(tmp_path / "run", "s", Config(seed=0)).table("t", lambda: pd.DataFrame({"a": [1]}))
     before = (tmp_path / "run" / "meta.json").read_bytes()
-    with pytest.raises(InterpError, match="another run"):
+    with pytest.raises(InterpError, match=r"another run \(seed is 0 there and 1 here\)"):
         Run.open(tmp_path / "run", "s", Config(seed=1))
-    with pytest.raises(InterpError, match="another run"):
-        Run.open(tmp_path / "run", "s", Config(), files={"facts": "changed"})
+    with pytest.raises(InterpError, match="another run, of the study s"):
+        Run.open(tmp_path / "run", "t", Config())
+    with pytest.raises(InterpError, match="another run;"):
+        Run.open(tmp_path / "run", "s", Config(), files={"facts": "new"})
     assert (tmp_path / "run" / "meta.json").read_bytes() == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(InterpError, match="other files"):
         Run.open(tmp_path / "mine", "s", Config())
+
+
+def test_a_changed_input_is_named(tmp_path: Path) -> None:
+    hashes = {"files": {"facts": "a", "texts": "b"}, "checkpoints": {"base": "c"}}
+    run = Run.open(tmp_path / "run", "s", Config(), **hashes)
+    run.table("t", lambda: pd.DataFrame({"a": [1]}))
+    hashes = {"files": {"facts": "x", "texts": "b"}, "checkpoints": {"base": "y"}}
+    with pytest.raises(InterpError, match=r"contents of facts changed; the weights of base chan"):
+        Run.open(tmp_path / "run", "s", Config(), **hashes)
+
+
+def test_a_first_try_that_computed_nothing_does_not_block_the_corrected_one(tmp_path: Path) -> None:
+    first = Run.open(tmp_path / "run", "s", Config(seed=0))
+    (tmp_path / "run" / "answers").mkdir()  # as studies make them before the first table
+    second = Run.open(tmp_path / "run", "s", Config(seed=1))
+    assert second.read_meta()["config"] == {"seed": 1}
+    for late in (
+        lambda: first.table("t", lambda: pd.DataFrame({"a": [1]})),
+        lambda: first.finish(verdict=["x"]),
+    ):  # were the first still at work, it must not write into the second
+        with pytest.raises(InterpError, match="another run was begun"):
+            late()
+    second.finish(verdict=["x"])
+    with pytest.raises(InterpError, match="another run"):
+        Run.open(tmp_path / "run", "s", Config(seed=2))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with pytest.raises(InterpError, match="a file stands there"):
+        Run.open(file, "s", Config())
+    with pytest.raises(InterpError, match="cannot write to the folder"):
+        Run.open(file / "below", "s", Config())
+    with pytest.raises(InterpError, match="cannot write to the folder"):
+        Run.open(Path("/proc/interp"), "s", Config())  # root may write nearly anywhere else
 
 
 @dataclass(frozen=True)
