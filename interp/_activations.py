@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,13 @@ from torch import Tensor
 
 from interp._errors import SiteNotFound, nearest
 from interp._record import load_record, save_record
-from interp._site import Site
+from interp._site import KINDS, Site
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_EXPERTS = "expert_ids:"
+_ORDER = "order"  # of the sites, in meta.json
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,34 +115,45 @@ class Activations(Mapping[Site, Tensor]):
     def save(self, path: str | Path) -> Path:
         """Write a folder that `Activations.load` reads back, whole or not at all."""
         tensors = {str(site): tensor for site, tensor in self.tensors.items()}
-        tensors |= {f"expert_ids:{site}": ids for site, ids in self.expert_ids.items()}
+        tensors |= {f"{_EXPERTS}{site}": ids for site, ids in self.expert_ids.items()}
         tensors |= {"tokens": self.tokens, "mask": self.mask}
         if self.logits is not None:
             tensors["logits"] = self.logits
-        return save_record(path, "activations", tensors, self.meta, self.table())
+        meta = {**self.meta, _ORDER: [str(site) for site in self.tensors]}
+        return save_record(path, "activations", tensors, meta, self.table())
 
     @staticmethod
     def load(path: str | Path) -> Activations:
         """Read what `save` wrote."""
-        return from_saved(*load_record(path, "activations"))
+        tensors, meta = load_record(path, "activations")
+        return from_saved(tensors, meta, meta.pop(_ORDER, ()))
 
 
-def from_saved(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Activations:
-    """Activations from named tensors, as `save` and the corpus store lay them out."""
+def from_saved(
+    tensors: dict[str, Tensor], meta: dict[str, Any], order: Sequence[str] = ()
+) -> Activations:
+    """Activations from named tensors, as `save` and the corpus store lay them out.
+
+    A file holds its tensors by name, layer 10 before layer 2. Where `order` does not say how the
+    sites stood (records from before it was kept), they stand as a forward pass meets them.
+    """
     special = {"tokens", "mask", "logits"}
+    names = [name.removeprefix(_EXPERTS) for name in tensors if name not in special]
+    place = {name: index for index, name in enumerate(order)}
+    sites = sorted(map(Site.parse, dict.fromkeys(names)), key=_as_met)
+    sites.sort(key=lambda site: place.get(str(site), len(place)))
     return Activations(
-        {
-            Site.parse(name): tensor
-            for name, tensor in tensors.items()
-            if name not in special and not name.startswith("expert_ids:")
-        },
+        {site: tensors[str(site)] for site in sites if str(site) in tensors},
         tokens=tensors["tokens"],
         mask=tensors["mask"].bool(),
         expert_ids={
-            Site.parse(name.removeprefix("expert_ids:")): tensor
-            for name, tensor in tensors.items()
-            if name.startswith("expert_ids:")
+            site: tensors[f"{_EXPERTS}{site}"] for site in sites if f"{_EXPERTS}{site}" in tensors
         },
         logits=tensors.get("logits"),
         meta=meta,
     )
+
+
+def _as_met(site: Site) -> tuple[int, int]:
+    """Sorts sites in the order in which a forward pass meets them."""
+    return -1 if site.layer is None else site.layer, KINDS.index(site.kind)

@@ -61,7 +61,8 @@ class ActivationStore:
         for file in self.files:
             with safe_open(file, framework="pt") as opened:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            yield from_saved(tensors, meta)
+                order = json.loads((opened.metadata() or {}).get("order", "[]"))
+            yield from_saved(tensors, meta, order)
 
     def rows(self, site: str | Site) -> Iterator[Tensor]:
         """The real positions of one site, a batch at a time: [token ...]."""
@@ -95,7 +96,8 @@ def write_store(
         tensors |= {f"expert_ids:{site}": ids for site, ids in acts.expert_ids.items()}
         tensors |= {"tokens": acts.tokens, "mask": acts.mask}
         scratch = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file(tensors, scratch, metadata={"prompts": digest})
+        order = json.dumps([str(site) for site in acts.tensors])  # a file sorts by name
+        save_file(tensors, scratch, metadata={"prompts": digest, "order": order})
         scratch.replace(file)
     if len(ActivationStore(path)) > count:
         raise InterpError(f"{path} holds more batches than this corpus has; choose a new folder")

@@ -122,7 +122,7 @@ class WeightMask:
 
     def save(self, path: str | Path) -> Path:
         """Write a folder that `WeightMask.load` reads back."""
-        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        shapes = {name: list(self.shapes[name]) for name in self.index}  # the order of `load`
         meta = {"shapes": shapes, "notes": dict(self.notes)}
         return save_record(path, "weight_mask", dict(self.index), meta, self.table())
 
@@ -139,7 +139,9 @@ class WeightMask:
             notes = dict(meta["notes"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InterpError(f"{path} is damaged: {error}; write the mask anew") from error
-        return WeightMask(tensors, shapes, notes)
+        # A file holds its tensors by name, layer 10 before layer 2; meta.json keeps the order.
+        index = {name: tensors[name] for name in shapes if name in tensors} | tensors
+        return WeightMask(index, shapes, notes)
 
     def __and__(self, other: WeightMask) -> WeightMask:
         """Entries in both, of the parameters that both name."""

@@ -36,6 +36,27 @@ def test_activations_read_back_bit_for_bit(acts, tmp_path) -> None:
     assert loaded.meta["sites"] == acts.meta["sites"]
 
 
+def test_sites_keep_their_order_on_disk(ids, tmp_path) -> None:
+    """A file sorts by name, layer 10 before layer 2; a record of twelve layers does not."""
+    model = interp.load(build("llama", num_hidden_layers=12))
+    acts = interp.capture(model, ids, ["z.*", "resid_post.*", "embed"])
+    assert [site.layer for site in acts if site.kind == "z"] == list(range(12))
+    folder = acts.save(tmp_path / "acts")
+    assert list(interp.Activations.load(folder)) == list(acts)
+    backwards = interp.Activations(
+        dict(reversed(acts.tensors.items())), tokens=acts.tokens, mask=acts.mask
+    )
+    again = interp.Activations.load(backwards.save(tmp_path / "backwards"))
+    assert list(again) == list(acts)[::-1]
+    # A record written before the order was kept is read as a forward pass meets its sites.
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["order"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    loaded = interp.Activations.load(folder)
+    assert list(loaded) == list(acts)
+    assert "order" not in loaded.meta
+
+
 def test_views_of_one_tensor_are_saved_apart(tmp_path) -> None:
     base = torch.arange(12.0).view(1, 3, 4)
     acts = interp.Activations(

@@ -6,6 +6,8 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import interp
 from tests.architectures import build
@@ -43,6 +45,21 @@ def test_a_store_holds_what_capture_gives(name, prompts, tmp_path) -> None:
     rows = torch.cat(list(store.rows("resid_post.1")))
     alone = [interp.capture(model, [p], SITES)["resid_post.1"][0] for p in prompts]
     torch.testing.assert_close(rows, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_every_batch_keeps_the_order_of_its_sites(prompts, tmp_path) -> None:
+    model = interp.load(build("llama", num_hidden_layers=12))
+    sites = ["resid_post.*", "z.*"]
+    store = interp.capture_corpus(model, prompts, sites, tmp_path / "acts", progress=False)
+    (saved,) = store
+    fresh = interp.capture(model, prompts, sites)
+    assert list(saved) == list(fresh)
+    # Batches written before the order was kept.
+    with safe_open(store.files[0], framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file(tensors, store.files[0])
+    (saved,) = store
+    assert list(saved) == list(fresh)
 
 
 def test_an_interrupted_run_continues_where_it_stopped(prompts, tmp_path) -> None:

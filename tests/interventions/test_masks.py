@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -184,8 +185,11 @@ def test_sets_are_sets(data: st.DataObject):
 
 
 def test_masks_come_back_from_disk(tmp_path: Path):
-    mask = iv.masks.principal_mask(build("llama"), rank=2)
-    assert iv.WeightMask.load(mask.save(tmp_path / "mask")) == mask
+    mask = iv.masks.principal_mask(build("llama", num_hidden_layers=11), rank=2)
+    loaded = iv.WeightMask.load(mask.save(tmp_path / "mask"))
+    assert loaded == mask
+    assert list(loaded.index) == list(mask.index)  # a file sorts layer 10 before layer 2
+    pd.testing.assert_frame_equal(loaded.table(), mask.table())
     (tmp_path / "mask" / "meta.json").write_text('{"kind": "weight_mask"}')
     with pytest.raises(InterpError, match="damaged"):
         iv.WeightMask.load(tmp_path / "mask")
