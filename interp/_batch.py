@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -138,6 +138,24 @@ def make_batch(
         rows = _rows(prompts)
     _check_rows(rows, texts, max_positions, d_vocab)
     return _pad(rows, texts, padding, _pad_id(tokenizer)).to(device)
+
+
+def several(texts: Any, name: str = "texts") -> list[Any]:
+    """A list of texts, for what reads many: one text would be read letter by letter.
+
+    Raises:
+        InterpError: one text, or one list of token ids.
+    """
+    if hasattr(texts, "tolist"):
+        texts = texts.tolist()
+    if isinstance(texts, str):
+        raise InterpError(f"{name} is one text; give a list of texts, such as [text]")
+    if not isinstance(texts, Iterable) or isinstance(texts, Mapping):
+        raise InterpError(f"{name} is a {type(texts).__name__}; give a list of texts")
+    listed = list(texts)
+    if any(isinstance(one, int) for one in listed):
+        raise InterpError(f"{name} is one list of token ids; give a list of them, such as [ids]")
+    return listed
 
 
 def _rows(prompts: Any) -> list[list[int]]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp._anatomy import Anatomy
-from interp._batch import Batch
+from interp._batch import Batch, several
 from interp._capture import capture
 from interp._edit.edit import Edit
 from interp._edit.parameters import named_parameters
@@ -59,7 +59,8 @@ def side_effects(
         transfer: allow another model of the same shapes than the one the edit was made on.
 
     Raises:
-        InterpError: no texts, one of a single token, an edit that cannot be applied.
+        InterpError: one text and no list, no texts, one of a single token, an edit that cannot be
+            applied.
 
     Examples:
         >>> edit = interp.Edit([interp.Affine("z.1", (2,), scale=0.0)])
@@ -70,6 +71,12 @@ def side_effects(
         True
     """
     handle = as_model(model)
+    if not isinstance(edit, Edit):
+        raise InterpError(
+            f"edit is a {type(edit).__name__}; expected an Edit, which interventions make or "
+            f"interp.Edit([...])"
+        )
+    texts = several(texts)
     require_unembed(handle)
     batches = [handle.batch(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
     _check(batches)

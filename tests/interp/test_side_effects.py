@@ -10,6 +10,7 @@ from torch import Tensor
 
 import interp
 from interp import Affine, Delta, Edit, LowRank, SideEffects
+from interp._batch import several
 from tests.architectures import build
 from tests.oracles import plain
 
@@ -132,3 +133,13 @@ def test_the_record_reads_back_as_written(tmp_path) -> None:
 def test_too_little_text_is_refused(texts, words) -> None:
     with pytest.raises(interp.InterpError, match=words):
         interp.side_effects(build("llama"), STEER, texts)
+
+
+def test_one_text_is_not_read_letter_by_letter(tokenizer) -> None:
+    model = interp.load(build("llama", vocab_size=len(tokenizer)), tokenizer=tokenizer)
+    with pytest.raises(interp.InterpError, match=r"texts is one text; give a list .*\[text\]"):
+        interp.side_effects(model, STEER, "The capital is Paris")
+    for ids in ([5, 6, 7], torch.tensor([5, 6, 7])):
+        with pytest.raises(interp.InterpError, match="one list of token ids; give a list of them"):
+            several(ids)
+    assert several(torch.tensor([[5, 6], [7, 8]])) == [[5, 6], [7, 8]]
