@@ -16,9 +16,9 @@ from interp._answers import answer_tokens, text_of
 from interp._model import as_model
 from interp._patch.source import check_source
 from interp._reading import require_unembed
-from probes._forgetting_fact import Fact, check_facts, check_probe
+from probes._forgetting_fact import Fact, check_facts
 from probes._forgetting_patch import patched
-from probes._forgetting_probe import probed
+from probes._forgetting_probe import check_probe, probed
 from probes._forgetting_record import Forgetting
 from probes._random_twin import random_twin
 
@@ -56,7 +56,8 @@ def forgetting(
 
     `.verdicts()` says of each fact whether it is kept, hidden late, hidden early or erased, and
     what the same rule says of its decoy. Answers count by their first token; answers of one
-    attribute that share it are one value.
+    attribute that share it are one value. A probe cannot tell an answer that fewer than two
+    entities of its training part have: such facts are judged by the other evidence alone.
 
     Args:
         base: the model before: a handle with a tokenizer.
@@ -104,7 +105,7 @@ def forgetting(
     tokens = first_tokens(before, judged + extra)
     other = decoys(judged, tokens, seed)
     if probe is not None:
-        check_probe(judged, extra, tokens, folds)
+        check_probe(judged, extra, tokens, folds, seed)
     prompts = [fact.prompt for fact in judged]
     wanted = torch.stack([tokens[: len(judged)], tokens[: len(judged)][other]], dim=1)
     rank, prob = {}, {}

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp import InterpError
 from probes._forgetting_fact import Fact
 
 Found = tuple[Int[Tensor, "fact layer who"], Float[Tensor, "fact layer who"]]
@@ -34,7 +35,8 @@ def probed(
     """Rank and probability of [answer, decoy] among the attribute's answers, by probe.
 
     What cannot be told has rank 0 and probability NaN: an answer that fewer than two entities of
-    the training part have, and everything at a layer where all streams are the same.
+    the training part have, everything where it has fewer than two such answers, and everything at a
+    layer where all streams are the same.
 
     Args:
         last: streams of "base", "tuned" and perhaps "random", facts first, then `train`.
@@ -50,7 +52,7 @@ def probed(
 
     everything = [*facts, *train]
     entities = [fact.entity for fact in everything]
-    labels, shuffled = tokens, _shuffled(everything, tokens, seed)
+    labels, shuffled = tokens, _shuffled(everything, tokens, len(facts), seed)
     sources = {f"{name}_probe": (streams, labels) for name, streams in last.items()}
     sources["shuffled_probe"] = (last["tuned"], shuffled)
     n_layers = last["base"].shape[1]
@@ -61,8 +63,10 @@ def probed(
     }
     for inside, outside in _splits(facts, everything, folds, seed):
         for name, (streams, target) in sources.items():
+            outer = _learnable(target, outside, entities)
+            if len(target[outer].unique()) < 2:  # nothing to tell apart
+                continue
             for layer in range(n_layers):
-                outer = _learnable(target, outside, entities)
                 known = streams[outer, layer]
                 if bool((known == known[0]).all()):  # the embedding, where prompts end alike
                     continue
@@ -78,6 +82,53 @@ def probed(
                 found[name][0][inside, layer] = rank
                 found[name][1][inside, layer] = prob
     return found
+
+
+def check_probe(
+    facts: Sequence[Fact], train: Sequence[Fact], tokens: Tensor, folds: int, seed: int = 0
+) -> None:
+    """Refuse what no probe can be trained on.
+
+    Raises:
+        InterpError: fewer entities than folds, fewer than two answers that entities share, or an
+            attribute none of whose facts can be read.
+    """
+    if folds < 2:
+        raise InterpError(f"folds={folds}: expected at least 2")
+    remedy = "give more facts, more in train=, or probe=None to go without"
+    everything = [*facts, *train]
+    for attribute in dict.fromkeys(fact.attribute for fact in facts):
+        judged = {fact.entity for fact in facts if fact.attribute == attribute}
+        here = [i for i, fact in enumerate(everything) if fact.attribute == attribute]
+        apart = [i for i in here if i >= len(facts)]
+        if not apart and len(judged) < folds:
+            raise InterpError(
+                f"attribute {attribute!r} has facts about {len(judged)} entities, fewer than "
+                f"folds={folds}, so no probe can be trained on one part and read another; {remedy}"
+            )
+        used = [i for i in apart if everything[i].entity not in judged] if apart else here
+        owners = {(int(tokens[i]), everything[i].entity) for i in used}
+        answers = [token for token, _ in owners]
+        enough = {token for token in answers if answers.count(token) > 1}
+        if len(enough) < 2:
+            raise InterpError(
+                f"attribute {attribute!r} has {len(enough)} answers that two entities or more of "
+                f"its {len({name for _, name in owners})} share, too few for a probe to learn "
+                f"(two answers at least); {remedy}"
+            )
+    owner = [fact.entity for fact in everything]
+    readable: set[str] = set()
+    for inside, outside in _splits(facts, everything, folds, seed):
+        classes = set(tokens[_learnable(tokens, outside, owner)].tolist())
+        if len(classes) > 1 and classes & set(tokens[inside].tolist()):
+            readable.add(everything[int(inside[0])].attribute)
+    for attribute in dict.fromkeys(fact.attribute for fact in facts):
+        if attribute not in readable:
+            raise InterpError(
+                f"no fact of attribute {attribute!r} can be read by a probe trained on other "
+                f"entities: two answers at least must be shared by two of those, the fact's own "
+                f"among them; {remedy}"
+            )
 
 
 def _splits(
@@ -107,18 +158,23 @@ def _learnable(labels: Tensor, rows: Tensor, entities: Sequence[str]) -> Tensor:
     """The rows whose label two entities or more have."""
     owners = {(int(labels[i]), entities[i]) for i in rows.tolist()}
     answers = Counter(label for label, _ in owners)
-    return torch.tensor([i for i in rows.tolist() if answers[int(labels[i])] > 1])
+    known = [i for i in rows.tolist() if answers[int(labels[i])] > 1]
+    return torch.tensor(known, dtype=torch.long)
 
 
-def _shuffled(facts: Sequence[Fact], tokens: Tensor, seed: int) -> Tensor:
-    """Answers dealt out anew among the entities of each attribute; an entity keeps one answer."""
+def _shuffled(facts: Sequence[Fact], tokens: Tensor, judged: int, seed: int) -> Tensor:
+    """Answers dealt out anew among the entities of each attribute; an entity keeps one answer.
+
+    Judged facts (the first `judged`) and those that are only trained on are dealt apart: else rare
+    answers of the judged could leave nothing to learn.
+    """
     rng = random.Random(f"shuffled/{seed}")
     keys = [
-        (fact.attribute, fact.entity, int(token)) for fact, token in zip(facts, tokens, strict=True)
+        (fact.attribute, i < judged, fact.entity, int(tokens[i])) for i, fact in enumerate(facts)
     ]
-    dealt: dict[tuple[str, str, int], int] = {}
-    for attribute in dict.fromkeys(fact.attribute for fact in facts):
-        owners = sorted({key for key in keys if key[0] == attribute})
+    dealt: dict[tuple[str, bool, str, int], int] = {}
+    for side in dict.fromkeys(key[:2] for key in keys):
+        owners = sorted({key for key in keys if key[:2] == side})
         answers = [token for *_, token in owners]
         rng.shuffle(answers)
         dealt |= dict(zip(owners, answers, strict=True))

@@ -15,8 +15,8 @@ import interp
 import probes
 from interp import InterpError, Model
 from probes import Fact, Forgetting
-from probes._forgetting_fact import check_facts, check_probe
-from probes._forgetting_probe import probed
+from probes._forgetting_fact import check_facts
+from probes._forgetting_probe import _shuffled, check_probe, probed
 from probes._forgetting_verdict import gate_of
 from probes._random_twin import random_twin
 from studies import organisms
@@ -293,6 +293,45 @@ def test_streams_that_are_all_the_same_cannot_be_told_apart() -> None:
     assert (rank[:, 1] > 0).all() and prob[:, 1].isfinite().all()
 
 
+def test_a_part_with_one_answer_to_learn_tells_nothing_and_stops_nothing() -> None:
+    """Left out one at a time: without an "a" there is one "a" left, and only "b" can be learnt."""
+    some = [Fact("p", answer, f"{answer}{i}", "x") for i, answer in enumerate("aabbb")]
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    check_probe(some, [], labels, 5)
+    wanted = torch.stack([labels, 1 - labels], dim=1)
+    last = {name: streams(labels) for name in ("base", "tuned")}
+    for seed in range(4):  # in some of them the shuffled labels, too, leave a part with one answer
+        found = probed(last, some, [], labels, wanted, probes.LinearProbe(), 5, seed)
+        rank, prob = found["tuned_probe"]
+        assert (rank[:, 1, 0] > 0).tolist() == [False, False, True, True, True]
+        assert prob[:2].isnan().all()
+
+
+def test_answers_only_to_train_on_are_dealt_among_themselves() -> None:
+    judged = [Fact("p", f"{i}", f"judged {i}", "x") for i in range(20)]
+    train = [Fact("p", "ab"[i % 2], f"train {i}", "x") for i in range(4)]
+    labels = torch.cat([torch.arange(20), torch.tensor([0, 1, 0, 1])])
+    for seed in range(4):
+        dealt = _shuffled([*judged, *train], labels, 20, seed)
+        assert sorted(dealt[20:].tolist()) == [0, 0, 1, 1]
+        assert sorted(dealt[:20].tolist()) == list(range(20))
+        assert not torch.equal(dealt, labels)
+
+
+def test_what_no_probe_could_read_is_refused_before_the_work(
+    base: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an answer that two have, one is left when the other is read."""
+    cities = lexicon.VALUES["city"][:14]
+    answers = [cities[0], cities[0], cities[1], cities[1], *cities[2:]]
+    some = [Fact(f"Person {i} lives in", f" {city}", f"p{i}", "city")
+            for i, city in enumerate(answers)]  # fmt: skip
+    monkeypatch.setattr("probes._forgetting._lens", None)
+    for seed in range(4):
+        with pytest.raises(InterpError, match="no fact of attribute 'city' can be read by a probe"):
+            probes.forgetting(base, base, some, seed=seed)
+
+
 def test_the_untrained_twin_has_the_shape_and_not_the_weights(base: Model) -> None:
     twin, again = random_twin(base, seed=1), random_twin(base, seed=1)
     ours, theirs = base.module.state_dict(), twin.module.state_dict()
@@ -463,14 +502,14 @@ def test_answers_that_share_their_first_token_are_one_value(base: Model) -> None
 
 
 def test_too_few_facts_for_a_probe_are_refused() -> None:
-    some, labels = people(4, 2)
-    with pytest.raises(InterpError, match="facts about 4 entities, fewer than folds=5"):
-        check_probe(some, [], labels, 5)
-    check_probe(some, [], labels, 4)
-    with pytest.raises(InterpError, match="has 0 answers that two entities or more of its 4 share"):
-        check_probe(some, [], torch.arange(4).repeat_interleave(2), 4)
+    some, labels = people(6, 2)
+    with pytest.raises(InterpError, match="facts about 6 entities, fewer than folds=7"):
+        check_probe(some, [], labels, 7)
+    check_probe(some, [], labels, 6)
+    with pytest.raises(InterpError, match="has 0 answers that two entities or more of its 6 share"):
+        check_probe(some, [], torch.arange(6).repeat_interleave(2), 6)
     with pytest.raises(InterpError, match=r"has 1 answers .* or probe=None to go without"):
-        check_probe(some[:2], some[2:], torch.tensor([0, 0, 1, 1, 0, 0, 0, 0]), 2)
+        check_probe(some[:2], some[2:], torch.tensor([0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]), 2)
 
 
 def test_another_tokenizer_is_refused(base: Model, assets_free_tokenizer: object) -> None:
