@@ -37,12 +37,16 @@ def accuracy(summary: pd.DataFrame) -> Figure:
                 places, rows["accuracy"], yerr=[s.clip(lower=0) for s in spread], fmt=marker,
                 linestyle="-", linewidth=1, color=colour, markersize=5, capsize=2, label=method,
             )  # fmt: skip
-        for row in part[part["size"] == 0].itertuples():
+        below = -1.0
+        for row in part[part["size"] == 0].sort_values("accuracy").itertuples():
             ax.axhline(row.accuracy, color="black", linewidth=0.8, linestyle=":")
+            right = row.accuracy - below < 0.06  # beside the label of the line below, not upon it
             ax.annotate(
-                row.method, (0.01, row.accuracy), xycoords=("axes fraction", "data"),
-                fontsize=8, va="bottom",
+                row.method, (0.99 if right else 0.01, row.accuracy), fontsize=8, va="bottom",
+                ha="right" if right else "left", xycoords=("axes fraction", "data"),
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )  # fmt: skip
+            below = row.accuracy
         ax.set_xticks(range(len(sizes)), [str(size) for size in sizes])
         ax.set(title=task, xlabel="training questions", ylim=(-0.02, 1.08))
         ax.spines[["top", "right"]].set_visible(False)
