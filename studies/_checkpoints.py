@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -28,6 +29,19 @@ def open_checkpoint(source: str) -> Model:
     module, tokenizer = organisms.load(name)
     model = interp.load(module, tokenizer=tokenizer)
     return Model(model.module, model.tokenizer, source)
+
+
+def only_organisms(sources: Iterable[str], remedy: str) -> None:
+    """Refuse checkpoints that were never told what the organisms are asked.
+
+    Raises:
+        InterpError: a source that is no shipped organism; `remedy` says what to give.
+    """
+    for source in sources:
+        if not source.startswith(ORGANISM):
+            raise InterpError(
+                f"{source} is no shipped organism, so what to ask it is not known here; {remedy}"
+            )
 
 
 def folder_of(source: str) -> Path:

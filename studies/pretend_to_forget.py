@@ -17,7 +17,7 @@ import interp
 from interp import LensTrace, LinearLens, Model
 from studies import _pretend_figures as figures
 from studies import _pretend_measures as measures
-from studies._checkpoints import ORGANISM, identity, open_checkpoint
+from studies._checkpoints import ORGANISM, identity, only_organisms, open_checkpoint
 from studies._facts import Item, organism_items, read_items
 from studies._report import Section, write_report
 from studies._run import Run, digests
@@ -38,7 +38,7 @@ class PretendToForget:
     """The model after unlearning."""
     facts: Path | None = None
     """JSON lines with prompt, answer, forgotten (and group, kind, decoy); default: the organism's
-    held-out people."""
+    held-out people, whom no other checkpoint knows."""
     texts: Path | None = None
     """Ordinary text, one document a line, to fit the tuned lens; default: the organism's world.
     Without texts other checkpoints are read by the raw lens alone."""
@@ -54,6 +54,10 @@ class PretendToForget:
 
 def run(config: PretendToForget) -> Run:
     """Run the study and write its folder: tables, traces, figures, report.html."""
+    if config.facts is None:
+        only_organisms(
+            (config.base, config.tuned), "give --facts, JSON lines with prompt, answer, forgotten"
+        )
     weights = {source: identity(source) for source in (config.base, config.tuned)}
     folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)
     items = _items(config)

@@ -99,7 +99,7 @@ def _pairs(config: SemanticPivots) -> list[WordPair]:
     if config.pairs is not None:
         pairs = read_pairs(config.pairs)
         return pairs[:12] if config.smoke else pairs
-    if not config.model.startswith(ORGANISM):
+    if not all(source.startswith(ORGANISM) for source in _models(config).values()):
         raise InterpError(
             "the organisms' dictionary is in no other model; give --pairs, JSON lines with prompt, "
             "target, source and pivots"

@@ -21,7 +21,7 @@ from studies import _superficial_edits as edits
 from studies import _superficial_measures as measures
 from studies import _superficial_report as report
 from studies import _superficial_reversal as reversal
-from studies._checkpoints import ORGANISM, identity, open_checkpoint
+from studies._checkpoints import ORGANISM, identity, only_organisms, open_checkpoint
 from studies._report import write_report
 from studies._run import Run, digests
 from studies._superficial_answers import table_of
@@ -72,6 +72,11 @@ class SuperficialEdits:
 
 def run(config: SuperficialEdits) -> Run:
     """Run the study and write its folder: edits, tables, figures, report.html."""
+    if config.facts is None and config.unlearned is not None:
+        only_organisms(
+            (config.unlearned,),
+            "leave it out with --unlearned None",
+        )
     sources = [source for source in (config.base, config.unlearned) if source is not None]
     weights = {source: identity(source) for source in sources}
     folder = Run.open(config.out, NAME, config, files=digests(config), checkpoints=weights)

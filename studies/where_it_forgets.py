@@ -18,7 +18,7 @@ from interp import InterpError
 from probes import Forgetting
 from studies import _where_figures as figures
 from studies import _where_measures as measures
-from studies._checkpoints import ORGANISM, identity, open_checkpoint
+from studies._checkpoints import ORGANISM, identity, only_organisms, open_checkpoint
 from studies._report import Section, write_report
 from studies._run import Run, digests
 from studies._where_facts import Facts, organism_facts, read_facts
@@ -84,12 +84,10 @@ def _check(config: WhereItForgets) -> None:
             f"last names differ"
         )
     if config.facts is None:
-        for source in (config.base, *config.tuned):
-            if not source.startswith(ORGANISM):
-                raise InterpError(
-                    f"{source} is no shipped organism, so what to ask it is not known here; give "
-                    f"--facts, JSON lines with prompt, answer, entity and attribute"
-                )
+        only_organisms(
+            (config.base, *config.tuned),
+            "give --facts, JSON lines with prompt, answer, entity and attribute",
+        )
 
 
 def _short(source: str) -> str:

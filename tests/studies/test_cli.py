@@ -147,3 +147,26 @@ def test_changed_facts_do_not_continue_an_old_run(
     with pytest.raises(SystemExit):
         study(facts, checkpoint, checkpoint, tmp_path / "run")
     assert "holds another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        (["pretend-to-forget", "--base", "HERE", "--tuned", "HERE"], "--facts"),
+        (["pretend-to-forget", "--tuned", "HERE"], "--facts"),
+        (["superficial-edits", "--unlearned", "HERE"], "--unlearned None"),
+        (["semantic-pivots", "--control", "HERE"], "--pairs"),
+    ],
+)
+def test_the_organisms_questions_are_not_asked_of_other_checkpoints(
+    given: list[str],
+    remedy: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    named = [str(checkpoint) if word == "HERE" else word for word in given]
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", *named, "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    assert remedy in capsys.readouterr().err
