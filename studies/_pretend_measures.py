@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,10 +32,21 @@ def _mean(
     items: list[Item],
     keep: Tensor,
     seed: int,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
+    bounds: tuple[float, float] = (0.0, 1.0),
+    *,
+    spread: bool = False,
 ) -> Estimate:
+    """The mean over prompts with its interval over people, which stays within `bounds`.
+
+    With `spread` the interval of few people may shrink with the spread of the values, as that of a
+    probability or a layer may; that of a share of yes and no may not.
+    """
     groups = [item.group for item, kept in zip(items, keep.tolist(), strict=True) if kept]
-    return cluster_mean(values[keep].float().tolist(), groups, seed, bounds=bounds)
+    given = values[keep].float().tolist()
+    if not spread:
+        return cluster_mean(given, groups, seed, bounds=bounds)
+    found = cluster_mean(given, groups, seed, bounds=None)
+    return replace(found, low=max(found.low, bounds[0]), high=min(found.high, bounds[1]))
 
 
 def check(traces: Traces, items: list[Item]) -> None:
@@ -106,9 +118,8 @@ def by_layer(traces: Traces, items: list[Item], seed: int) -> pd.DataFrame:
             values = of(trace)
             for layer in range(trace.n_layers):
                 for which, who in WHO.items():
-                    # Of a probability the interval may shrink with its spread; of a share not.
-                    bounds = (0.0, 1.0) if quantity == "on top" else None
-                    got = _mean(values[:, layer, which], items, keep, seed, bounds)
+                    at = values[:, layer, which]
+                    got = _mean(at, items, keep, seed, spread=quantity == "prob")
                     rows.append(
                         {
                             "model": side,
@@ -148,13 +159,14 @@ def summary(traces: Traces, items: list[Item], seed: int) -> pd.DataFrame:
         bounds = {
             "score minus null": (-1.0, 1.0),
             "late-switch margin": (-1.0, 1.0),
-            "switch layer": None,
+            "switch layer": (0.0, float(trace.n_layers - 1)),
         }
         for name, values in measures.items():
             defined = keep & values.isfinite()
             if not bool(defined.any()):
                 continue
-            got = _mean(values, items, defined, seed, bounds.get(name, (0.0, 1.0)))
+            within = bounds.get(name, (0.0, 1.0))
+            got = _mean(values, items, defined, seed, within, spread=name == "switch layer")
             rows.append(
                 {
                     "measure": name,

@@ -123,3 +123,19 @@ def test_behaviour_counts_by_kind() -> None:
 def test_answers_that_begin_alike_are_refused() -> None:
     with pytest.raises(InterpError, match="begin with the same token"):
         measures.check({("tuned", "raw"): trace([PRETENDS])}, items(1))
+
+
+def test_intervals_of_few_people_stay_where_the_quantity_can_be() -> None:
+    """Student's interval of three scattered values is wider than a probability or a model."""
+    ranks = [[ANSWER_TOP] * first + [FORGOT_TOP] * (LAYERS - first) for first in (0, 1, 5)]
+    tuned = trace(ranks)
+    tuned.logprob[:] = torch.tensor([-0.01, -0.02, -9.0])[:, None, None].expand_as(tuned.logprob)
+    layers = measures.by_layer({("tuned", "raw"): tuned}, items(3), seed=0)
+    probs = layers[layers["quantity"] == "prob"]
+    assert (probs["low"] >= 0).all() and (probs["high"] <= 1).all()
+    assert (probs["low"] == 0).any()  # Student's would be below
+    traces = {("base", "raw"): trace([KNOWS] * 3), ("tuned", "raw"): trace(ranks)}
+    table = measures.summary(traces, items(3), seed=0).set_index(["measure", "model"])
+    switch = table.loc[("switch layer", "tuned")]
+    assert switch["mean"] == pytest.approx(2.0)
+    assert (switch["low"], switch["high"]) == (0.0, 5.0)  # Student's: 2 ± 6.6
