@@ -39,12 +39,12 @@ def accuracy(summary: pd.DataFrame) -> Figure:
             )  # fmt: skip
         below = -1.0
         for row in part[part["size"] == 0].sort_values("accuracy").itertuples():
-            ax.axhline(row.accuracy, color="black", linewidth=0.8, linestyle=":")
+            ax.axhline(row.accuracy, color="black", linewidth=0.8, linestyle=":", zorder=1)
             right = row.accuracy - below < 0.06  # beside the label of the line below, not upon it
             ax.annotate(
                 row.method, (0.99 if right else 0.01, row.accuracy), fontsize=8, va="bottom",
                 ha="right" if right else "left", xycoords=("axes fraction", "data"),
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, zorder=1.5,
             )  # fmt: skip
             below = row.accuracy
         ax.set_xticks(range(len(sizes)), [str(size) for size in sizes])
