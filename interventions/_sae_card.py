@@ -33,7 +33,7 @@ class Quantity:
     high: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SAECard:
     """What an SAE keeps, and when its features fire; `sae_card` makes it.
 
@@ -50,8 +50,14 @@ class SAECard:
     density: Float[Tensor, " feature"]
     mean: Float[Tensor, " feature"]
     maximum: Float[Tensor, " feature"]
-    top: tuple[dict[str, Any], ...] = field(repr=False)
+    top: tuple[dict[str, Any], ...]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        held = {q.quantity: q.value for q in self.quantities if q.sae != RANDOM}
+        names = ("fvu", "l0", "dead share", "loss recovered over mean", "kl")
+        said = ", ".join(f"{name} {held[name]:.3g}" for name in names if name in held)
+        return f"SAECard({len(self.density)} features of {self.meta.get('site')}: {said})"
 
     def value(self, quantity: str, sae: str = "trained") -> float:
         """One number by its name, such as `card.value("fvu")`."""

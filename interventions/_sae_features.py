@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import Edit, InterpError, Site
+from interp import Edit, InterpError, Site, SiteNotFound
 from interventions._sae import SAE
 
 # What one would ask of an Edit.
@@ -33,6 +33,9 @@ class FeatureEdit:
         scale: [chosen].
         shift: [chosen], in the unit of the latents.
         keep_error: False gives `decode(z')` instead, without what the SAE misses.
+
+    Raises:
+        InterpError: when it runs at a site that is not the SAE's.
     """
 
     sae: SAE
@@ -43,6 +46,7 @@ class FeatureEdit:
 
     def __call__(self, tensor: Tensor, site: Site) -> Tensor:
         rows = self.sae.flat(tensor, site)
+        _check_place(self.sae, site)
         at = torch.tensor(self.features, device=rows.device)
         latents = self.sae.encode(rows)
         before = latents[..., at]
@@ -155,6 +159,20 @@ def _edit(
         sae, tuple(features), torch.tensor(scale), torch.tensor(shift or [0.0] * len(features)),
         keep_error,
     )  # fmt: skip
+
+
+def _check_place(sae: SAE, site: Site) -> None:
+    """Refuse another site: of the same width, it would be read without a word."""
+    try:
+        home = None if sae.site is None else Site.parse(sae.site)
+    except SiteNotFound:  # another library's name for what we have no site for
+        return
+    if home is None or home == site or (home.layer or 0) < 0:
+        return
+    raise InterpError(
+        f"this SAE reads {home}, and its edit is hooked at {site}; hook it at sae.site, or say "
+        f"that it is meant with dataclasses.replace(sae, site={str(site)!r})"
+    )
 
 
 def _refuse(what: str) -> NoReturn:

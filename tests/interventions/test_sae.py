@@ -101,6 +101,14 @@ def test_feature_edits_are_no_edits(tmp_path: Path):
         iv.scale_features(sae, {sae.d_sae: 1.0})
     with pytest.raises(InterpError, match="no features to edit"):
         iv.ablate_features(sae, [])
+    elsewhere = interp.hooked(model, {"resid_post.0": edit})
+    said = r"this SAE reads resid_post\.1, and its edit is hooked at resid_post\.0; .*sae\.site"
+    with pytest.raises(InterpError, match=said), elsewhere:
+        logits(model, model.batch(TEXTS[:1]))
+    meant = iv.ablate_features(replace(sae, site="resid_post.0"), [3])
+    for free in (meant, iv.ablate_features(replace(sae, site=None), [3])):
+        with interp.hooked(model, {"resid_post.0": free}):
+            logits(model, model.batch(TEXTS[:1]))
     wrong = interp.hooked(model, {"mlp_post.0": edit})
     with pytest.raises(InterpError, match=r"and mlp_post\.0 has"), wrong:
         logits(model, model.batch(TEXTS[:1]))
@@ -175,6 +183,8 @@ def test_the_card_is_what_it_says():
     sae = replace(sae_of(model), model="m")
     before = {n: p.detach().clone() for n, p in model.module.named_parameters()}
     card = iv.sae_card(model, sae, TEXTS, prompts=2, top=3)
+    assert repr(card).startswith(f"SAECard({sae.d_sae} features of {SITE}: fvu ")
+    assert f"l0 {card.value('l0'):.3g}," in repr(card) and len(repr(card)) < 200
     wanted = by_hand(model, sae)
     for name, value in wanted.items():
         assert card.value(name) == pytest.approx(value, rel=1e-4, abs=1e-6), name
