@@ -12,12 +12,13 @@ from torch import Tensor
 
 from interp import Activations, InterpError
 from interp._estimate import Estimate, cluster_mean
+from probes._brief import brief
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdjacentChange:
     """Relative change of adjacent tokens' representations, and of tokens in random order.
 
@@ -30,6 +31,8 @@ class AdjacentChange:
     change: Float[Tensor, "batch step layer"]
     shuffled: Float[Tensor, "batch step layer"]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def mean(self, *, shuffled: bool = False, seed: int = 0) -> Estimate:
         """M = mean over layers and steps, with texts as the evidence.

@@ -15,13 +15,14 @@ from interp._anatomy import Anatomy
 from interp._answers import Answer, answer_tokens, gather_streams, teacher_forced
 from interp._model import as_model
 from interp._reading import reading
+from probes._brief import brief
 from probes._token_rows import listed_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ches:
     """Centred hidden embedding similarities of preference pairs; higher warns of displacement.
 
@@ -42,6 +43,8 @@ class Ches:
     chosen_tokens: Int[Tensor, " pair"]
     rejected_tokens: Int[Tensor, " pair"]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """One row a pair.

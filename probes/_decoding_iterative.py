@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from interp import InterpError, Model
 from interp._model import as_model, generate_ids
+from probes._brief import brief
 from probes._decoding import ModelLike, contrastive
 from probes._next_token import target_logprobs
 from probes._token_rows import TokenRow
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _TOGETHER = 16  # texts in one update; the newest is always among them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Discovery:
     """Texts that the tuned model finds likelier than the base does.
 
@@ -43,6 +44,8 @@ class Discovery:
     score: Float[Tensor, " sample"]
     fresh: Float[Tensor, " sample"]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """One row a text: `sample text tokens score fresh`."""

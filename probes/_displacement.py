@@ -13,6 +13,7 @@ import interp
 from interp import Model
 from interp._estimate import Estimate, share
 from interp._model import as_model
+from probes._brief import brief
 from probes._token_rows import listed_pairs
 from probes._vocabulary import shared_vocabulary
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Displacement:
     """Log-probs of both answers of preference pairs before and after training, in nats.
 
@@ -33,6 +34,8 @@ class Displacement:
     before: Float[Tensor, "pair 2"]
     after: Float[Tensor, "pair 2"]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def chosen(self) -> Float[Tensor, " pair"]:

@@ -14,6 +14,7 @@ from interp import InterpError
 from interp._errors import nearest
 from interp._estimate import cluster_mean
 from interp._record import load_record, save_record
+from probes._brief import brief
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ _AXES = {
 _NOT_TENSORS = ("kinds", "tokens", "meta")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Divergence:
     """Next-token distributions p (base) and q (tuned), compared; `row` runs over (text, position).
 
@@ -88,6 +89,8 @@ class Divergence:
     kinds: list[str]
     tokens: dict[int, str]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def flip(self) -> Bool[Tensor, " row"]:

@@ -16,6 +16,7 @@ from interp._answers import text_of
 from interp._model import as_model, generate_ids
 from interp._reading import reading, require_unembed
 from interp._record import load_record, save_record
+from probes._brief import brief
 from probes._next_token import chunks, last_streams, logits_of, not_finite
 from probes._token_rows import TokenRow, token_rows
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EntropyTrace:
     """H_t at each step of several generations; NaN beyond a generation's end.
 
@@ -41,6 +42,8 @@ class EntropyTrace:
     token: Int[Tensor, "text step"]
     tokens: dict[int, str]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def peak(self) -> Int[Tensor, " text"]:

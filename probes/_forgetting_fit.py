@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp import InterpError
+from probes._brief import brief
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +35,8 @@ class ForgettingFit:
     coefficients: dict[str, list[float]]
     rows: list[dict[str, Any]]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """One row a predictor, best first.

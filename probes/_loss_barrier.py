@@ -18,6 +18,7 @@ from interp._estimate import Estimate
 from interp._model import as_model
 from interp._reading import require_unembed
 from interp._record import load_record, save_record
+from probes._brief import brief
 from probes._next_token import target_logprobs
 from probes._token_rows import TokenRow, token_rows
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _DRAWS = 2000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossBarrier:
     """Loss at points of the line from a model (0) to the model with an edit (1).
 
@@ -40,6 +41,8 @@ class LossBarrier:
     point: Float[Tensor, " point"]
     loss: Float[Tensor, "point text"]
     tokens: Int[Tensor, " text"]
+
+    __repr__ = brief
 
     @property
     def mean(self) -> Float[Tensor, " point"]:

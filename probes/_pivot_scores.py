@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interp import InterpError, LensTrace
 from interp._estimate import Estimate, cluster_mean
+from probes._brief import brief
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 LABELS = ("pivot", "co-occurrence", "direct")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PivotScores:
     """What the layers before the target say, for each row of a lens trace.
 
@@ -41,6 +42,8 @@ class PivotScores:
     threshold: float
     association_threshold: float
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def cooccurrence(self) -> Float[Tensor, " row"]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from interp import InterpError
 from interp._errors import nearest
 from interp._record import load_record, save_record
+from probes._brief import brief
 from probes._reasoning_graph_compare import compare, difference
 from probes._reasoning_graph_rates import Parts, Unit, rate_table
 from probes._reasoning_graph_topology import topology_table
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReasoningGraph:
     """Every rollout as a walk over nodes that all models share; the measurements are methods.
 
@@ -49,6 +50,8 @@ class ReasoningGraph:
     problems: list[str]
     steps: list[str]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """One row a visited node of each model: `model node step visits degree betweenness`."""

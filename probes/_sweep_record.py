@@ -14,6 +14,7 @@ from torch import Tensor
 from interp import InterpError
 from interp._errors import nearest
 from interp._record import load_record, save_record
+from probes._brief import brief
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,7 @@ MEASURES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProbeSweep:
     """How well labels are read at each cell, a site at a position; NaN is what was not asked for.
 
@@ -83,6 +84,8 @@ class ProbeSweep:
     correct: Float[Tensor, "cell example"]
     probability: Float[Tensor, "cell example"]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def p(self) -> Float[Tensor, " cell"]:

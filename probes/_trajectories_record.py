@@ -14,6 +14,7 @@ from torch import Tensor
 from interp import InterpError
 from interp._errors import nearest
 from interp._record import load_record, save_record
+from probes._brief import brief
 from probes._ratio import ratio_of_means
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectories:
     """The cluster of every rollout, in the order in which rollouts were given.
 
@@ -42,6 +43,8 @@ class Trajectories:
     models: list[str]
     problems: list[str]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def table(self, n: int | None = None) -> pd.DataFrame:
         """One row a problem, model and side: how many clusters, also at equal sample size.

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp._record import load_record, save_record
+from probes._brief import brief
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,7 @@ SCORES = ("score", "low", "high", "auroc", "auroc_low", "auroc_high")
 COSINES = ("across", "within_a", "within_b")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProbeTransfer:
     """Scores within and across two checkpoints a and b, and the angles of their directions.
 
@@ -42,6 +43,8 @@ class ProbeTransfer:
     scores: Float[Tensor, "cell pair score"]
     cosines: Float[Tensor, "cell split cosine"]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """Four rows a cell: `site layer position train test score low high auroc ...`."""
