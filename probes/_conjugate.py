@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp import InterpError
+from interp._batch import several
 from interp._estimate import cluster_mean
+from probes._brief import brief
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +54,8 @@ class ConjugateCheck:
     after: dict[str, list[bool]]
     groups: list[object]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def table(self, *, seed: int = 0) -> pd.DataFrame:
         """One row a form: how much less is forgotten in it than in the plain form.
@@ -103,7 +107,8 @@ def conjugate_check(
         groups: the group of each prompt (people, problems); by default each is its own.
 
     Raises:
-        InterpError: no prompts, no forms, or a model that gives another number of outputs.
+        InterpError: one text and no list, no prompts, no forms, or a model that gives another
+            number of outputs.
 
     Examples:
         >>> def ask(prompts):
@@ -115,7 +120,7 @@ def conjugate_check(
     Source: Kotha et al. 2023 (arXiv 2309.10105, ICLR 2024): after fine-tuning, accuracy falls least
     in the languages that fine-tuning did not use. The paired difference is ours.
     """
-    listed = list(prompts)
+    listed = several(prompts, "prompts")
     if not listed or not forms:
         raise InterpError("give at least one prompt and one form to transform them into")
     if "plain" in forms:

@@ -11,11 +11,12 @@ import numpy as np
 
 from interp import InterpError
 from interp._estimate import Estimate, cluster_mean, share
+from probes._brief import brief
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Right = Mapping[str, Sequence[bool] | np.ndarray]
+Right = Mapping[str, Sequence[bool | int] | np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class TaskForgetting:
 
     tasks: dict[str, TaskChange]
 
+    __repr__ = brief
+
     @property
     def mean_change(self) -> float:
         """Mean over tasks of after - before: forgetting measure FM of two stages, 0 for none."""
@@ -92,41 +95,92 @@ def task_forgetting(
     exact where items are independent, and rest on groups (people, problems) where those are given.
 
     Args:
-        before: task -> whether each item was right before.
+        before: task -> whether each item was right before: True and False, or 1 and 0.
         after: the same items after.
         chance: accuracy of guessing, one for all or by task (0.5 for two options).
         groups: task -> the group of each item.
         seed: of the bootstraps.
 
     Raises:
-        InterpError: other tasks or other numbers of items before and after, no items.
+        InterpError: other tasks or other numbers of items before and after, no items, anything but
+            right and wrong (a probability cannot flip), groups or chances that do not fit.
 
     Examples:
         >>> got = probes.task_forgetting(
-        ...     {"facts": [True, True, True, False]}, {"facts": [True, False, True, True]}
+        ...     {"facts": [True, True, True, False]},
+        ...     {"facts": [True, False, True, True]},
+        ...     groups={"facts": ["Ann", "Ann", "Ben", "Cid"]},
         ... )
         >>> got.table()[["task", "before", "after", "negative_flips", "positive_flips"]]
 
     Source: forget gap and ratio are "Unforgettable generalization" (2409.02228), from a summary,
     with chance in place of their 0.5; negative flips are Yan et al. 2021 (arXiv 2011.09161).
     """
-    if set(before) != set(after):
-        odd = sorted(set(before) ^ set(after))
+    first, second = outcomes("before", before), outcomes("after", after)
+    if set(first) != set(second):
+        odd = sorted(set(first) ^ set(second))
         raise InterpError(f"{odd[0]!r} was measured on one side only; give the same tasks twice")
-    if not before:
+    if not first:
         raise InterpError("no tasks; give at least one")
     tasks = {}
-    for task in before:
-        old, new = (np.asarray(side[task], dtype=float) for side in (before, after))
-        if old.shape != new.shape or old.ndim != 1:
+    for task, old in first.items():
+        new = second[task]
+        if old.shape != new.shape:
             raise InterpError(
                 f"task {task!r} has {old.size} items before and {new.size} after; give the same "
                 f"items in the same order"
             )
-        guess = chance[task] if isinstance(chance, Mapping) else chance
-        members = None if groups is None else list(groups[task])
+        guess = by_task("chance", chance, task) if isinstance(chance, Mapping) else chance
+        members = None if groups is None else _members(groups, task, len(old))
         tasks[task] = _task(task, old, new, float(guess), members, seed)
     return TaskForgetting(tasks)
+
+
+def outcomes(name: str, given: Any) -> dict[str, np.ndarray]:
+    """Task -> right and wrong of each item as 1 and 0.
+
+    Raises:
+        InterpError: no mapping, or a task with anything but a list of right and wrong.
+    """
+    if not isinstance(given, Mapping):
+        raise InterpError(
+            f"{name} is a {type(given).__name__}; expected task -> right or wrong of each item, "
+            f"such as {{'facts': [True, False]}}"
+        )
+    found = {}
+    for task, values in given.items():
+        hits = np.asarray(values.tolist() if hasattr(values, "tolist") else values)
+        numbers = hits.dtype.kind in "biuf" or hits.size == 0
+        if hits.ndim != 1 or not numbers or not np.isin(hits, (0, 1)).all():
+            raise InterpError(
+                f"task {task!r}, {name}: expected a list with True or False (or 1 and 0) for each "
+                f"item, not {str(values)[:60]}; of probabilities take which are above a threshold"
+            )
+        found[task] = hits.astype(float)
+    return found
+
+
+def by_task(name: str, given: Any, task: str) -> Any:
+    """One task's value in a mapping.
+
+    Raises:
+        InterpError: no mapping, or none for this task.
+    """
+    if not isinstance(given, Mapping):
+        raise InterpError(
+            f"{name} is a {type(given).__name__}; expected a mapping by task, such as "
+            f"{{{task!r}: ...}}"
+        )
+    if task not in given:
+        raise InterpError(f"{name} has nothing for task {task!r}; it has {', '.join(given)}")
+    return given[task]
+
+
+def _members(groups: Any, task: str, n: int) -> list[object]:
+    members = list(by_task("groups", groups, task))
+    if len(members) != n:
+        raise InterpError(f"task {task!r} has {len(members)} groups for {n} items; one for each")
+    return members
 
 
 def _task(

@@ -11,6 +11,8 @@ from scipy.stats import binomtest
 import interp
 import probes
 from interp._estimate import cluster_mean
+from probes._task_forgetting import by_task
+from probes._task_forgetting import outcomes as read_outcomes
 
 
 def outcomes(n: int, seed: int, rate: float) -> list[bool]:
@@ -112,6 +114,47 @@ def test_bad_outcomes_are_refused(
 ) -> None:
     with pytest.raises(interp.InterpError, match=message):
         probes.task_forgetting(before, after)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"a": [0.2, 0.7]}, r"task 'a', after: expected .* True or False .* not \[0\.2, 0\.7\]"),
+        ({"a": [1.0, math.nan]}, "for each item, not"),
+        ({"a": [2, 1]}, "for each item, not"),
+        ({"a": ["1", "0"]}, "for each item, not"),
+        ({"a": [True, None]}, "for each item, not"),
+        ({"a": True}, "expected a list .* not True"),
+        ({"a": [[True, False]]}, "expected a list"),
+        ([True, False], r"after is a list; expected task -> .* \{'facts': \[True, False\]\}"),
+    ],
+)
+def test_only_right_and_wrong_can_be_forgotten(given: object, message: str) -> None:
+    """Truncated to whole numbers, probabilities once gave another accuracy without a word."""
+    with pytest.raises(interp.InterpError, match=message):
+        read_outcomes("after", given)
+    soft = {"a": np.array([0.2, 0.7])}
+    with pytest.raises(interp.InterpError, match="of probabilities take which are above"):
+        probes.task_forgetting({"a": [True, False]}, soft)
+
+
+def test_right_and_wrong_may_be_numbers_or_arrays() -> None:
+    kinds = ([True, False, True], [1, 0, 1], np.array([1.0, 0.0, 1.0]), np.array([1, 0, 1], bool))
+    for one in kinds:
+        got = probes.task_forgetting({"a": one}, {"a": [0, 0, 1]}).tasks["a"]
+        assert (got.before.mean, got.after.mean) == pytest.approx((2 / 3, 1 / 3))
+
+
+def test_groups_and_chances_that_do_not_fit_are_refused() -> None:
+    sides = {"a": [True, False]}, {"a": [True, True]}
+    with pytest.raises(interp.InterpError, match="task 'a' has 1 groups for 2 items"):
+        probes.task_forgetting(*sides, groups={"a": ["ann"]})
+    with pytest.raises(interp.InterpError, match="groups has nothing for task 'a'; it has b"):
+        probes.task_forgetting(*sides, groups={"b": ["ann", "ben"]})
+    with pytest.raises(interp.InterpError, match="chance has nothing for task 'a'; it has b"):
+        probes.task_forgetting(*sides, chance={"b": 0.5})
+    with pytest.raises(interp.InterpError, match="groups is a list; expected a mapping by task"):
+        by_task("groups", ["ann", "ben"], "a")
 
 
 # RL's Razor.
