@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp import InterpError
+from probes._brief import brief
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cooccurrence:
     """Counts of words over the units of a corpus: its documents, or windows of them.
 
@@ -30,6 +35,8 @@ class Cooccurrence:
     tokens: Int[Tensor, " word"]
     total: int
 
+    __repr__ = brief
+
     @property
     def pmi(self) -> Float[Tensor, "word word"]:
         """PMI(w, s) = log [n(w, s) N / (n(w) n(s))] in nats.
@@ -44,6 +51,26 @@ class Cooccurrence:
         """Share of the corpus's tokens that are this word."""
         return (self.tokens.double() / self.total).float()
 
+    def table(self) -> pd.DataFrame:
+        """One row a pair of different words: `word other count other_count joint pmi`.
+
+        Counts are of units: those with the word, with the other, and with both.
+        """
+        import pandas as pd
+
+        first, second = torch.triu_indices(len(self.words), len(self.words), offset=1)
+        count = self.joint.diagonal()
+        return pd.DataFrame(
+            {
+                "word": [self.words[i] for i in first.tolist()],
+                "other": [self.words[i] for i in second.tolist()],
+                "count": count[first].numpy(),
+                "other_count": count[second].numpy(),
+                "joint": self.joint[first, second].numpy(),
+                "pmi": self.pmi[first, second].numpy(),
+            }
+        )
+
 
 def cooccurrence(
     documents: Iterable[Sequence[Hashable]], words: Sequence[Hashable], *, window: int | None = None
@@ -57,7 +84,8 @@ def cooccurrence(
             Default: documents whole.
 
     Raises:
-        InterpError: no words, a word twice, a window below two, no tokens at all.
+        InterpError: no words, a word twice, a window below two, a text where tokens belong, no
+            tokens at all.
 
     Examples:
         >>> found = probes.cooccurrence([["cat", "sat"], ["cat", "ran"]], ["cat", "sat", "ran"])
@@ -80,7 +108,8 @@ def cooccurrence(
     rows: list[int] = []
     columns: list[int] = []
     units = total = 0
-    for document in documents:
+    for number, document in enumerate(documents):
+        _check_tokens(number, document)
         found = [index.get(token, -1) for token in document]
         total += len(found)
         for number in found:
@@ -114,7 +143,7 @@ def pivot_ratio(
         pivots: the words that are a pivot of some translation.
 
     Raises:
-        InterpError: no documents, no pivots.
+        InterpError: no documents, a text where tokens belong, no pivots.
 
     Examples:
         >>> probes.pivot_ratio([["Vel", "water"], ["is", "told"]], ["water"]).tolist()
@@ -125,7 +154,18 @@ def pivot_ratio(
     wanted = set(pivots)
     if not wanted:
         raise InterpError("no pivots; give the words that carry a meaning between two languages")
-    shares = [sum(t in wanted for t in tokens) / max(1, len(tokens)) for tokens in documents]
+    shares = []
+    for number, tokens in enumerate(documents):
+        _check_tokens(number, tokens)
+        shares.append(sum(token in wanted for token in tokens) / max(1, len(tokens)))
     if not shares:
         raise InterpError("no documents; give at least one")
     return torch.tensor(shares)
+
+
+def _check_tokens(number: int, document: object) -> None:
+    if isinstance(document, str):
+        raise InterpError(
+            f"document {number} is a text, of which single letters would be counted; give its "
+            f"tokens, such as text.split() or a tokenizer's ids"
+        )

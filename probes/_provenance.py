@@ -13,10 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp import InterpError, Model
+from interp._batch import several
 from interp._estimate import cluster_mean
 from interp._model import as_model
 from interp._reading import require_unembed
 from interp._record import load_record, save_record
+from probes._brief import brief
 from probes._next_token import target_logprobs
 from probes._token_rows import TokenRow, token_rows
 from probes._vocabulary import shared_vocabulary
@@ -28,7 +30,7 @@ LABELS = ["shared", "teacher", "student", "boosted"]
 Split = Callable[[str], list[tuple[int, int]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Provenance:
     """Sentences of a distilled model's outputs with a label each.
 
@@ -53,6 +55,8 @@ class Provenance:
     sentences: list[str]
     labels: list[str]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """One row a sentence: `output sentence tokens teacher student distilled label`."""
@@ -140,7 +144,8 @@ def provenance(
         batch_size: outputs a forward.
 
     Raises:
-        InterpError: other vocabularies, tokenizers without character offsets, no sentence at all.
+        InterpError: one text and no list, other vocabularies, tokenizers without character
+            offsets, no sentence at all.
 
     Examples:
         >>> teacher = student = model                        # three models in real life
@@ -155,6 +160,7 @@ def provenance(
     for model in models:
         require_unembed(model)
     vocab = min(shared_vocabulary(models[0], model) for model in models[1:])
+    prompts, outputs = several(prompts, "prompts"), several(outputs, "outputs")
     if len(prompts) != len(outputs):
         raise InterpError(f"{len(outputs)} outputs for {len(prompts)} prompts; give one for each")
     kept = [i for i, text in enumerate(outputs) if text.strip()]

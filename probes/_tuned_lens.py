@@ -15,12 +15,14 @@ from tqdm.auto import tqdm
 
 import interp
 from interp import InterpError, LinearLens, Model
+from interp._batch import several
+from probes._brief import brief
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TunedLens:
     """A fitted lens and how well it reads texts that it was not fitted on.
 
@@ -35,6 +37,8 @@ class TunedLens:
     raw_kl: Float[Tensor, " layer"]
     tuned_kl: Float[Tensor, " layer"]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def table(self) -> pd.DataFrame:
         """One row a layer: `layer raw_kl tuned_kl`, nats per held-out token."""
@@ -83,7 +87,7 @@ def tuned_lens(
         progress: show a bar.
 
     Raises:
-        InterpError: fewer than ten texts, or a loss that is not finite.
+        InterpError: one text and no list, fewer than ten, or a loss that is not finite.
 
     Examples:
         >>> fit = probes.tuned_lens(model, texts)
@@ -93,9 +97,9 @@ def tuned_lens(
     identity and train 250 steps of 2^18 tokens by SGD.
     """
     handle = model if isinstance(model, Model) else Model(module=model)
-    if len(texts) < 10:
-        raise InterpError(f"{len(texts)} texts: a lens needs at least ten, some of them held out")
-    order: list[Any] = list(texts)
+    order = several(texts)
+    if len(order) < 10:
+        raise InterpError(f"{len(order)} texts: a lens needs at least ten, some of them held out")
     random.Random(seed).shuffle(order)
     n_held = max(2, round(held_out * len(order)))
     held, fit = order[:n_held], order[n_held:]
@@ -115,7 +119,7 @@ def tuned_lens(
         optimiser.step()
         schedule.step()
     lens = LinearLens(weight.detach(), bias.detach(), "tuned")
-    meta = {"model": handle.name, "steps": steps, "seed": seed, "lr": lr, "texts": len(texts)}
+    meta = {"model": handle.name, "steps": steps, "seed": seed, "lr": lr, "texts": len(order)}
     return TunedLens(lens, _held_out_kl(handle, held, None), _held_out_kl(handle, held, lens), meta)
 
 

@@ -206,3 +206,7 @@ def test_counts_that_mean_nothing_are_refused() -> None:
         probes.pivot_ratio([["a"]], [])
     with pytest.raises(InterpError, match="no documents; give at least one"):
         probes.pivot_ratio([], ["a"])
+    with pytest.raises(InterpError, match="document 1 is a text, of which single letters would"):
+        probes.cooccurrence([["a", "b"], "a b"], ["a", "b"])
+    with pytest.raises(InterpError, match=r"document 0 is a text, .* such as text\.split\(\)"):
+        probes.pivot_ratio(["a b"], ["a"])

@@ -98,6 +98,10 @@ def test_bad_provenance_is_refused(models: list[interp.Model]) -> None:
         probes.provenance(*models, [PROMPT], [" is", " is"])
     with pytest.raises(interp.InterpError, match=r"alpha=-0\.1"):
         probes.provenance(*models, [PROMPT], [" is"], alpha=-0.1)
+    with pytest.raises(interp.InterpError, match=r"outputs is one text; give a list .*\[text\]"):
+        probes.provenance(*models, ["a", "b"], "is")
+    with pytest.raises(interp.InterpError, match="prompts is one text"):
+        probes.provenance(*models, "is", [" a", " b"])
     other = interp.Model(models[1].module, tokenizers.sentencepiece_like())
     with pytest.raises(interp.InterpError, match="the tokenizers differ"):
         probes.provenance(models[0], other, models[2], [PROMPT], [" is"])

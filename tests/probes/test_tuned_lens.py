@@ -4,6 +4,7 @@ import torch
 import interp
 import probes
 from tests.architectures import build
+from tests.oracles import tokenizers
 
 
 def texts(n: int) -> list[list[int]]:
@@ -64,3 +65,9 @@ def test_saved_lens_loads(tmp_path: object) -> None:
 def test_too_few_texts_are_refused() -> None:
     with pytest.raises(interp.InterpError, match="at least ten"):
         probes.tuned_lens(interp.Model(build("llama")), texts(3))
+
+
+def test_one_text_is_not_read_letter_by_letter() -> None:
+    model = interp.Model(build("llama", vocab_size=128), tokenizers.byte_level())
+    with pytest.raises(interp.InterpError, match="texts is one text; give a list of texts"):
+        probes.tuned_lens(model, "The capital of France is Paris")
