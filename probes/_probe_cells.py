@@ -43,12 +43,17 @@ class Cell:
         return f"{self.site} at {self.position}"
 
 
-def n_examples(acts: Mapping[Any, Any]) -> int:
+def n_examples(acts: Any) -> int:
     """Rows of the first site.
 
     Raises:
-        InterpError: no site at all.
+        InterpError: no mapping, or no site at all.
     """
+    if not isinstance(acts, Mapping):
+        raise InterpError(
+            f"the activations are a {type(acts).__name__}; expected a capture, or a mapping from "
+            f"site to tensor, such as {{'resid_post.3': x}}"
+        )
     for value in acts.values():
         return len(value)
     raise InterpError("no activations: expected a capture, or a mapping from site to tensor")

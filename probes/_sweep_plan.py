@@ -86,15 +86,13 @@ def plan_of(
     Raises:
         InterpError: see `sweep`.
     """
-    from probes._linear_probe import method_of, plain
+    from probes._linear_probe import method_of
 
-    given = np.asarray(plain(labels) if hasattr(labels, "__array__") else list(labels))
+    given = _labels(labels)
     if given.shape != (n,):
         raise InterpError(
             f"labels of shape {list(given.shape)} for {n} examples; give one label an example"
         )
-    if given.dtype.kind == "f" and not np.isfinite(given).all():
-        raise InterpError("labels have NaN; leave those examples out of labels and activations")
     names, codes = np.unique(given, return_inverse=True)
     check_classes(names.tolist())
     grouped = group_codes(groups, n)
@@ -102,6 +100,28 @@ def plan_of(
     return Plan(
         names.tolist(), codes, grouped, drawn, method_of(probe, len(names)), probe.standardize
     )
+
+
+def _labels(labels: Iterable[Any]) -> np.ndarray:
+    """[example], labels as an array of one type.
+
+    Raises:
+        InterpError: a label that is missing (None, NaN), or labels that cannot be put in order.
+    """
+    from probes._linear_probe import plain
+
+    listed = labels if hasattr(labels, "__array__") else list(labels)
+    given = np.asarray(plain(listed))
+    each = listed if isinstance(listed, list) else given.ravel().tolist()
+    missing = [i for i, one in enumerate(each) if one is None or one != one]
+    if missing:
+        raise InterpError(
+            f"labels have {'None' if each[missing[0]] is None else 'NaN'} at example {missing[0]}; "
+            f"leave such examples out of labels and activations"
+        )
+    if given.dtype.kind == "O" and len(kinds := sorted({type(one).__name__ for one in each})) > 1:
+        raise InterpError(f"labels are of several types ({', '.join(kinds)}); make them one")
+    return given
 
 
 def held_out(

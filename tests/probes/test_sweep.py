@@ -19,6 +19,7 @@ import interp
 import probes
 from interp import InterpError, Site
 from probes import LinearProbe, ProbeSweep
+from probes._probe_cells import n_examples
 from probes._probe_folds import outer_folds
 from probes._probe_null import control_task, shuffled
 from probes._probe_scores import auroc, draws, interval, weighted_balanced_accuracy
@@ -336,5 +337,12 @@ def test_bad_input_gives_one_clear_sentence() -> None:
             probes.sweep({"a": features}, labels, permutations=0, **options, **QUIET)
     with pytest.raises(InterpError, match="no activations"):
         probes.sweep({}, y)
-    with pytest.raises(InterpError, match="labels have NaN"):
+    with pytest.raises(InterpError, match="labels have NaN at example"):
         probes.sweep({"a": x}, np.where(y == 0, np.nan, 1.0), **QUIET)
+    for missing, name in ((None, "None"), (float("nan"), "NaN")):
+        with pytest.raises(InterpError, match=f"labels have {name} at example 3; leave such"):
+            probes.sweep({"a": x}, ["ab"[i % 2] if i != 3 else missing for i in range(40)], **QUIET)
+    with pytest.raises(InterpError, match=r"labels are of several types \(\w*Path, str\)"):
+        probes.sweep({"a": x}, [Path("a"), "b"] * 20, **QUIET)
+    with pytest.raises(InterpError, match="the activations are a Tensor; expected a capture, or a"):
+        n_examples(torch.zeros(40, 4))
