@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer, git and make. Everything else goes into .venv at the root.
 #
-#   make demo     one minute: diff, trace and edit checkpoints in which we know what was planted
+#   make demo     one minute: does a model that was taught to say “forgot” still hold the answer?
 #   make test     lint, types, import direction, tests
 #   make fmt      format and fix
 #   make bench    how to run the benchmarks

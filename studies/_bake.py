@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import tyro
-
 import interp
 from interp import BakeReport, Edit
 from studies._checkpoints import ORGANISM, open_checkpoint
+from studies._commands import Bake
 
 _ROWS = 20
-
-
-@dataclass(frozen=True)
-class Bake:
-    """Fold an edit into the weights: a plain checkpoint, verified, with a model card."""
-
-    model: tyro.conf.Positional[str]
-    """A folder, a hub id, or a shipped organism such as organism:base."""
-    edit: tyro.conf.Positional[Path]
-    """The folder of a saved edit."""
-    out: Path
-    """The new checkpoint's folder; nothing may be there yet."""
-    verify: bool = True
-    """Compare the logits with the edited model's: loads the base, then the result."""
-    transfer: bool = False
-    """Allow another model of the same shapes than the one the edit was made on."""
-    untie: bool = False
-    """Store a tied embedding and head apart, where a change of the embedding needs it."""
 
 
 def run(config: Bake) -> BakeReport:

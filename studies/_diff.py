@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 import interp
-from interp import WeightDiff
+from interp import InterpError, WeightDiff
+from interp._diff import labelled
+from studies._checkpoints import ORGANISM, folder_of
+from studies._commands import Diff
 from studies._report import Section, write_report
+from studies._run import create
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,37 +23,41 @@ if TYPE_CHECKING:
 MEANS = ["relative_norm", "rms", "sparsity", "cosine"]
 
 
-@dataclass(frozen=True)
-class Diff:
-    """What changed in the weights? Two or more checkpoints, read from disk."""
-
-    base: tyro.conf.Positional[str]
-    """The checkpoint before: a folder or a hub id."""
-    tuned: tyro.conf.Positional[tuple[str, ...]]
-    """One or more checkpoints after it, LoRA adapter folders included."""
-    metrics: Literal["cheap", "spectral", "overlap", "all"] = "cheap"
-    """How much to measure: one pass over the files, or decompositions and masks with nulls too."""
-    out: Path = Path("runs/diff")
-    """Where report.html, the record, the figures and table.csv go."""
-    workers: int = 1
-    """Processes; the result does not depend on it."""
-
-
 def run(config: Diff) -> WeightDiff:
     """Diff, print, write; interrupted work continues when the command is given again."""
-    config.out.mkdir(parents=True, exist_ok=True)
+    if not config.tuned:
+        raise InterpError(
+            f"nothing to compare {config.base} with; give a checkpoint that was tuned from it: "
+            f"interp diff {config.base} TUNED"
+        )
+    if config.workers < 1:
+        raise InterpError(f"--workers {config.workers}: expected at least 1")
+    labels = labelled([source.removeprefix(ORGANISM) for source in config.tuned])
+    tuned = dict(zip(labels, map(_path, config.tuned), strict=True))
+    kept = create(config.out) / "kept"
     found = interp.diff(
-        config.base,
-        list(config.tuned),
-        config.metrics,
-        workers=config.workers,
-        resume=config.out / "kept",
+        _path(config.base), tuned, config.metrics, workers=config.workers, resume=kept
     )
     found.save(config.out / "diff")
     found.table().to_csv(config.out / "table.csv", index=False)
     _report(found, config)
     _print(found, config)
+    _clear(kept)
     return found
+
+
+def _path(source: str) -> str:
+    """A name that `interp.diff` reads: of an organism, its folder."""
+    return str(folder_of(source)) if source.startswith(ORGANISM) else source
+
+
+def _clear(kept: Path) -> None:
+    """What an interrupted diff would have continued from; nobody else's files."""
+    for file in kept.iterdir() if kept.is_dir() else ():
+        if re.fullmatch(r"[0-9a-f]{16,}\.(safetensors|part)", file.name):
+            file.unlink()
+    with suppress(OSError):  # not empty, or not there
+        kept.rmdir()
 
 
 def _report(found: WeightDiff, config: Diff) -> None:

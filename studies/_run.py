@@ -158,7 +158,7 @@ def digests(config: Any) -> dict[str, str]:
     Raises:
         InterpError: a file that is not there or cannot be read.
     """
-    found = {}
+    found: dict[str, str] = {}
     for field in dataclasses.fields(config):
         given = getattr(config, field.name)
         if field.name == "out":

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 import interp
 from interp import LensTrace
 from studies._checkpoints import open_checkpoint
+from studies._commands import Trace
 from studies._heat_map import write_heat_map
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What would each layer answer? The logit lens on one prompt."""
-
-    model: tyro.conf.Positional[str]
-    """A folder, a hub id, or a shipped organism such as organism:base."""
-    prompt: Annotated[str, tyro.conf.arg(aliases=["-p"])]
-    """The text to read; quote it."""
-    answer: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(aliases=["-a"], metavar="TEXT")
-    ] = ()
-    """An answer to follow, with its leading space: " Paris"; may be repeated. Default: the
-    model's own."""
-    out: Path = Path("runs/trace")
-    """Where trace.png, trace.html and the record go."""
-    top_k: int = 5
-    """Top tokens kept for each layer and position."""
+from studies._run import create
 
 
 def run(config: Trace) -> LensTrace:
     """Trace, print, write; returns the trace at the last position."""
     model = open_checkpoint(config.model)
+    create(config.out)
     answers = [list(config.answer)] if config.answer else None
     last = interp.logit_lens(model, [config.prompt], answers, top_k=config.top_k)
     whole = interp.logit_lens(model, [config.prompt], answers, positions="all", top_k=config.top_k)
-    config.out.mkdir(parents=True, exist_ok=True)
     last.save(config.out / "trace")
     _draw(last, config.out / "trace.png")
     write_heat_map(whole, config.out / "trace.html", title=f"{model.name}: {config.prompt}")

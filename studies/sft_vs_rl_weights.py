@@ -9,6 +9,7 @@ null for every sparsity, overlap and Jaccard.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,8 @@ class SftVsRlWeights:
 
 def run(config: SftVsRlWeights) -> Run:
     """Run the study and write its folder: records, tables, figures, report.html."""
+    if config.workers < 1:
+        raise InterpError(f"--workers {config.workers}: expected at least 1")
     sources = {label: getattr(config, label) for label in ("base", "sft", "rl")}
     weights = {source: identity(source) for source in sources.values()}
     folder = Run.open(config.out, NAME, config, checkpoints=weights)
@@ -118,6 +121,7 @@ def _measured(config: SftVsRlWeights, folder: Run) -> tuple[WeightDiff, WeightCo
         compare(two, spectral=True, workers=config.workers, resume=kept).save(
             folder.path / "compare"
         )
+    shutil.rmtree(kept, ignore_errors=True)  # what an interrupted diff continues from
     return found, WeightComparison.load(folder.path / "compare")
 
 

@@ -1,7 +1,10 @@
 """The command line as a user meets it, in this process: what is printed, written and refused."""
 
+import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +12,10 @@ import pytest
 import torch
 
 import interp
+from studies import _study
 from studies.__main__ import main
+from studies._catalogue import QUESTIONS
+from studies._catalogue import study as study_of
 
 PROMPT = " the capital of France is"
 
@@ -170,3 +176,99 @@ def test_the_organisms_questions_are_not_asked_of_other_checkpoints(
         main(["study", *named, "--out", str(tmp_path / "run")])
     assert stopped.value.code == 2
     assert remedy in capsys.readouterr().err
+
+
+# What the console script does, in a process of its own; whatever imports torch is interrupted.
+_INTERRUPTED = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from studies.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+def run_without_torch(*given: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, *given], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_and_version_need_no_torch() -> None:
+    shown = run_without_torch("study", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    words = " ".join(shown.stdout.replace("│", " ").split())
+    for name, question in QUESTIONS.items():
+        assert f"{name} {question}" in words
+    shown = run_without_torch("--help")
+    assert shown.returncode == 0
+    for command in ("trace", "diff", "bake", "study", "demo"):
+        assert f"• {command} " in shown.stdout
+    assert re.fullmatch(r"interp-toolkit \d\S+\n", run_without_torch("--version").stdout)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["study", "who-forgets"], "continues where it stopped"),
+        (["diff", "a", "b"], "continues where it stopped"),
+        (["trace", "a", "-p", "x"], "begins anew"),
+        (["bake", "a", "b", "--out", "c"], "begins anew"),
+    ],
+)
+def test_an_interruption_while_importing_is_one_sentence(given: list[str], said: str) -> None:
+    stopped = run_without_torch(*given)
+    assert stopped.stderr == f"interp: interrupted; the same command {said}\n"
+    assert stopped.returncode == 130
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_study_asks_the_question_that_help_shows(name: str) -> None:
+    configuration, run = study_of(name)
+    module = sys.modules[configuration.__module__]
+    assert (module.NAME, module.run) == (name, run)
+    assert configuration.__doc__ == QUESTIONS[name]
+    config = configuration()
+    assert config.out == Path("runs") / name
+    assert _study.apart(config) is config
+    smoke = dataclasses.replace(config, smoke=True)
+    assert _study.apart(smoke).out == Path("runs") / f"{name}-smoke"
+    named = dataclasses.replace(smoke, out=Path("elsewhere"))
+    assert _study.apart(named) is named
+
+
+def test_every_study_is_in_the_catalogue() -> None:
+    folder = Path(_study.__file__).parent
+    modules = [f for f in folder.glob("*.py") if re.search(r"^NAME = ", f.read_text(), re.M)]
+    assert {file.stem.replace("_", "-") for file in modules} == set(QUESTIONS)
+
+
+def test_what_cannot_be_read_or_written_is_one_sentence(
+    facts: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    here = str(checkpoint)
+    sides = ["--base", here, "--tuned", here]
+    for given, said in (
+        (["study", "pretend-to-forget", *sides, "--facts", "nofile.jsonl"], "nofile.jsonl, given"),
+        (["study", "pretend-to-forget", *sides, "--facts", str(facts)], "a file stands there"),
+        (["study", "sft-vs-rl-weights"], "a file stands there"),
+        (["trace", here, "-p", PROMPT], "a file stands there"),
+        (["diff", here, here], "a file stands there"),
+        (["diff", here], "nothing to compare"),
+        (["diff", here, here, "--workers", "0"], "--workers 0: expected at least 1"),
+        (["study", "sft-vs-rl-weights", "--workers", "-1"], "--workers -1: expected at least 1"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*given, "--out", str(file)])
+        assert stopped.value.code == 2
+        *bars, last = capsys.readouterr().err.splitlines()
+        assert last.startswith("interp: ") and said in last, given
+        assert all(not line or "Loading weights" in line for line in bars), given
+    assert file.read_text() == "mine"

@@ -8,10 +8,12 @@ import matplotlib
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 matplotlib.use("Agg")
 
 from interp._weights.weight_diff import WeightDiff
+from studies import organisms
 from studies._diff import Diff, run
 from tests.architectures import build
 from tests.interp.weights.helpers import noisy, saved
@@ -35,3 +37,35 @@ def test_the_page_the_table_and_the_record_agree(
     assert len(table) == len(found.rows)
     pd.testing.assert_frame_equal(WeightDiff.load(tmp_path / "out" / "diff").table(), found.table())
     assert "relative norm" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "kept").exists()
+
+
+def test_organisms_are_read_and_foreign_files_in_kept_stay(tmp_path: Path) -> None:
+    """SFT of the organism against numbers read from its two files by hand."""
+    kept = tmp_path / "out" / "kept"
+    kept.mkdir(parents=True)
+    (kept / "mine.safetensors").write_text("mine")
+    found = run(Diff("organism:base", ("organism:sft",), out=tmp_path / "out"))
+    assert found.tuned == ["sft"]
+    assert [file.name for file in kept.iterdir()] == ["mine.safetensors"]
+    name = "model.layers.0.self_attn.o_proj.weight"
+    before, after = (
+        load_file(organisms.path(one) / "model.safetensors")[name].double()
+        for one in ("base", "sft")
+    )
+    row = next(row for row in found.rows if row["tensor"] == "layers.0.o.weight")
+    expected = float((after - before).norm() / before.norm())
+    assert row["relative_norm"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_organism_and_a_folder_of_its_name_are_told_apart(tmp_path: Path) -> None:
+    copy = tmp_path / "sft"
+    copy.mkdir()
+    for file in organisms.path("sft").glob("*.*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    found = run(Diff("organism:base", ("organism:sft", str(copy)), out=tmp_path / "out"))
+    assert found.tuned == ["0:sft", "1:sft"]
+    norms = {row["tensor"]: [] for row in found.rows}
+    for row in found.rows:
+        norms[row["tensor"]].append(row["norm"])
+    assert all(len(two) == 2 and two[0] == two[1] for two in norms.values())
