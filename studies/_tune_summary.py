@@ -43,6 +43,7 @@ CLAIMS = (
     Claim("LIFT", "principal", "random", True),
     Claim("LIFT", "principal", "random", False),
     Claim("LIFT", "principal", "magnitude", True),
+    Claim("control", "magnitude", "random", True),
     Claim("LIFT", "principal", "full", True),
     Claim("LIFT", "principal", "full", False),
     Claim("LIFT", "principal", "LoRA", False),
