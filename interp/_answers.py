@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp._batch import Batch, tokenize
+from interp._batch import Array, Batch, as_plain, is_index, tokenize
 from interp._errors import InterpError
 from interp._forward import Stop, innermost, may_stop_early, run_until_stopped
 from interp._hooked import ports_of
@@ -20,7 +21,7 @@ from interp._resolve import anatomy_of
 from interp._site import Site
 
 Answer = str | int | Sequence[int]
-Answers = Answer | Sequence[Answer] | Sequence[Sequence[Answer]]
+Answers = Answer | Array | Sequence[Answer | Array] | Sequence[Sequence[Answer | Array]]
 
 
 def per_prompt(answers: Answers, n_prompts: int) -> list[list[Answer]]:
@@ -28,7 +29,12 @@ def per_prompt(answers: Answers, n_prompts: int) -> list[list[Answer]]:
 
     One answer serves every prompt; a list gives one entry for each prompt, itself an answer or a
     list of answers to compare. An answer of several token ids is a list inside such a list.
+    Ids may be tensors or numpy's, such as `logits.argmax(-1)`.
+
+    Raises:
+        InterpError: another number of answers than prompts, or what is no answer.
     """
+    answers = _plain(answers)
     if isinstance(answers, str | int):
         return [[answers] for _ in range(n_prompts)]
     entries: list[Any] = list(answers)
@@ -43,6 +49,20 @@ def per_prompt(answers: Answers, n_prompts: int) -> list[list[Answer]]:
     if len({len(row) for row in rows}) != 1 or not rows[0]:
         raise InterpError("every prompt needs the same number of answers, at least one")
     return rows
+
+
+def _plain(answers: Any) -> Any:
+    """Texts, whole numbers and lists of them, with tensors and arrays as such."""
+    answers = as_plain(answers)
+    if isinstance(answers, str):
+        return answers
+    if is_index(answers):
+        return operator.index(answers)
+    if not isinstance(answers, Iterable) or isinstance(answers, Mapping):
+        raise InterpError(
+            f"{answers!r} is no answer; expected a text, a token id, or a list of them"
+        )
+    return [_plain(answer) for answer in answers]
 
 
 def answer_tokens(model: Model, batch: Batch, answers: list[list[Answer]]) -> list[list[list[int]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,10 +13,23 @@ from torch import Tensor
 
 from interp._errors import InterpError
 
-Positions = Literal["all", "last"] | int | Sequence[int]
+
+@runtime_checkable
+class Array(Protocol):
+    """A tensor, an array or a column of a table: what can give itself as a list."""
+
+    def tolist(self) -> Any:
+        """The same as lists of plain values."""
+        ...
 
 
-@dataclass(frozen=True)
+Positions = Literal["all", "last"] | int | Sequence[int] | Array
+Prompts = (
+    str | Sequence[str] | Array | Sequence[Sequence[int]] | Sequence[Array] | Mapping[str, Any]
+)
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Prompts ready for a model: ids, mask and positions; made by `model.batch(...)`.
 
@@ -34,6 +47,11 @@ class Batch:
     attention_mask: Int[Tensor, "batch pos"]
     position_ids: Int[Tensor, "batch pos"]
     texts: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        least, most = int(self.lengths.min()), int(self.lengths.max())
+        tokens = f"{least} tokens" if least == most else f"{least} to {most} tokens"
+        return f"Batch({len(self)} prompts of {tokens})"
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -96,13 +114,7 @@ class Batch:
                 raise InterpError(
                     f"positions={positions!r}: expected 'all', 'last', an index or a list"
                 )
-        listed = [positions] if isinstance(positions, int) else list(positions)
-        try:
-            wanted = [operator.index(position) for position in listed]
-        except TypeError as error:
-            raise InterpError(f"positions={positions!r}: expected whole numbers") from error
-        if not wanted:
-            raise InterpError("positions is empty; name at least one, or 'all' or 'last'")
+        wanted = whole_numbers(positions)
         offsets = torch.tensor(wanted, device=device)[None].expand(len(self), -1)
         offsets = torch.where(offsets < 0, offsets + lengths, offsets)
         bad = ((offsets < 0) | (offsets >= lengths)).nonzero()
@@ -115,8 +127,33 @@ class Batch:
         return starts + offsets, torch.ones_like(offsets, dtype=torch.bool)
 
 
+def whole_numbers(positions: Any) -> list[int]:
+    """Positions given as one index or as a list, an array or a range of them."""
+    positions = as_plain(positions)
+    try:
+        wanted = [operator.index(p) for p in ([positions] if is_index(positions) else positions)]
+    except TypeError as error:
+        raise InterpError(
+            f"positions={positions!r}: expected whole numbers (for a slice, list(range(...))), "
+            f"'all' or 'last'"
+        ) from error
+    if not wanted:
+        raise InterpError("positions is empty; name at least one, or 'all' or 'last'")
+    return wanted
+
+
+def as_plain(value: Any) -> Any:
+    """Lists and plain values for a tensor, an array or a column of a table; the rest as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def is_index(value: Any) -> bool:
+    """Whether a value is one whole number, be it Python's or numpy's."""
+    return hasattr(value, "__index__") and not hasattr(value, "__len__")
+
+
 def make_batch(
-    prompts: str | Sequence[str] | Tensor | Sequence[Sequence[int]] | Batch,
+    prompts: Prompts | Batch,
     tokenizer: Any,
     *,
     padding: Literal["right", "left"] = "right",
@@ -129,6 +166,7 @@ def make_batch(
     if isinstance(prompts, Batch):
         return prompts.to(device)
     texts: tuple[str, ...] | None = None
+    prompts = as_plain(prompts)
     if isinstance(prompts, str):
         prompts = [prompts]
     if isinstance(prompts, Sequence) and prompts and all(isinstance(p, str) for p in prompts):
@@ -146,12 +184,11 @@ def several(texts: Any, name: str = "texts") -> list[Any]:
     Raises:
         InterpError: one text, or one list of token ids.
     """
-    if hasattr(texts, "tolist"):
-        texts = texts.tolist()
+    texts = as_plain(texts)
     if isinstance(texts, str):
         raise InterpError(f"{name} is one text; give a list of texts, such as [text]")
     if not isinstance(texts, Iterable) or isinstance(texts, Mapping):
-        raise InterpError(f"{name} is a {type(texts).__name__}; give a list of texts")
+        raise InterpError(f"{name} is of type {type(texts).__name__}; give a list of texts")
     listed = list(texts)
     if any(isinstance(one, int) for one in listed):
         raise InterpError(f"{name} is one list of token ids; give a list of them, such as [ids]")
@@ -161,17 +198,18 @@ def several(texts: Any, name: str = "texts") -> list[Any]:
 def _rows(prompts: Any) -> list[list[int]]:
     """Ragged token ids from ids, lists of ids, an array, or what a tokenizer returns."""
     if isinstance(prompts, Mapping) and "input_ids" in prompts:
-        ids = torch.as_tensor(prompts["input_ids"])
-        mask = torch.as_tensor(prompts.get("attention_mask", torch.ones_like(ids)))
-        ids, mask = torch.atleast_2d(ids), torch.atleast_2d(mask)
-        return [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
-    if hasattr(prompts, "tolist"):  # a tensor or an array
-        prompts = prompts.tolist()
-    if isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int):
-        prompts = [prompts]
-    if not isinstance(prompts, Sequence) or len(prompts) == 0:
+        return _unpadded(prompts["input_ids"], prompts.get("attention_mask"))
+    _refuse_chat(prompts)
+    if not isinstance(prompts, Sequence):
+        raise InterpError(
+            f"cannot read prompts of type {type(prompts).__name__}; give a text, a list of texts, "
+            f"or token ids as lists of whole numbers or a tensor [batch pos]"
+        )
+    if len(prompts) == 0:
         raise InterpError("the batch is empty; give at least one prompt")
-    rows = [row.tolist() if hasattr(row, "tolist") else row for row in prompts]
+    rows = [as_plain(row) for row in prompts]
+    if isinstance(rows[0], int):
+        rows = [rows]
     for row in rows:
         if not isinstance(row, Sequence) or not all(isinstance(token, int) for token in row):
             raise InterpError(
@@ -179,6 +217,32 @@ def _rows(prompts: Any) -> list[list[int]]:
                 f"of whole numbers or a tensor [batch pos]"
             )
     return [list(row) for row in rows]
+
+
+def _unpadded(ids: Any, mask: Any) -> list[list[int]]:
+    """A tokenizer's ids without its padding; ragged where it did not pad."""
+    rows = _rows(as_plain(ids))
+    if mask is None:
+        return rows
+    kept = _rows(as_plain(mask))
+    if [len(row) for row in kept] != [len(row) for row in rows]:
+        raise InterpError("input_ids and attention_mask have different sizes; expected one of each")
+    return [
+        [token for token, real in zip(row, reals, strict=True) if real]
+        for row, reals in zip(rows, kept, strict=True)
+    ]
+
+
+def _refuse_chat(prompts: Any) -> None:
+    """Messages are no text yet: the template says what the model reads, and whose turn it is."""
+    first = prompts
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    if isinstance(first, Mapping) and "role" in first:
+        raise InterpError(
+            "these prompts are chat messages; make them texts first: tokenizer.apply_chat_template("
+            "messages, tokenize=False, add_generation_prompt=True)"
+        )
 
 
 def _tokenize(texts: Sequence[str], tokenizer: Any, add_special_tokens: bool) -> list[list[int]]:

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from interp._activations import Activations
-from interp._batch import Batch, Positions
+from interp._batch import Batch, Positions, as_plain, whole_numbers
+from interp._batch import Prompts as Texts
 from interp._errors import InterpError, SiteNotFound, UnsupportedSite
 from interp._experts import ExpertPort
 from interp._forward import Stop, innermost, may_stop_early, run_until_stopped
 from interp._hooked import ports_of
 from interp._model import Model, as_model, generate_ids
 from interp._reading import fingerprint, reading
-from interp._site import Site, expand
+from interp._site import Site, expand, listed
 
 if TYPE_CHECKING:
     from interp._store import ActivationStore
@@ -30,7 +31,7 @@ _ONE_PATH: dict[str, Any] = {
     "return_dict_in_generate": False,
 }
 
-Prompts = str | Sequence[str] | Tensor | Sequence[Sequence[int]] | Batch
+Prompts = Texts | Batch
 
 
 def capture(
@@ -77,6 +78,7 @@ def capture(
     """
     handle = as_model(model)
     batch = handle.batch(prompts)
+    positions = as_plain(positions)
     ports = ports_of(handle, _up_to(handle, sites, stop_at_layer))
     if grad and (positions != "all" or dtype is not None):
         raise InterpError(
@@ -246,7 +248,7 @@ def _up_to(
     model: Model, sites: str | Site | Iterable[str | Site], stop_at_layer: int | None
 ) -> list[str | Site]:
     """The sites, with `*` cut off at the layer where the forward is to stop."""
-    sites = [sites] if isinstance(sites, str | Site) else list(sites)
+    sites = listed(sites)
     if not sites:
         raise SiteNotFound("no sites asked for; name at least one, such as 'resid_post.*'")
     if stop_at_layer is None:
@@ -273,7 +275,7 @@ def _meta(model: Model, sites: Iterable[Site], positions: Positions) -> dict[str
         "revision": model.revision,
         "n_layers": model.anatomy.n_layers,
         "sites": [str(site) for site in sites],
-        "positions": positions if isinstance(positions, str | int) else list(positions),
+        "positions": positions if isinstance(positions, str | int) else whole_numbers(positions),
     }
 
 

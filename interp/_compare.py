@@ -96,6 +96,11 @@ def _together(
     runs: dict[str, str] = {}
     bases = set()
     for found in diffs:
+        if not isinstance(found, WeightDiff):
+            raise InterpError(
+                f"compare takes what diff returns, one after the other, and got a "
+                f"{type(found).__name__}; of a list: compare(*diffs)"
+            )
         folders = found.meta["folders"]
         held = [label for label in ["", *found.tuned] if label not in folders]
         if held:

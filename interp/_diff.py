@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from interp._errors import InterpError, nearest
+from interp._model import Model
 from interp._record import provenance
 from interp._weights.checkpoint import Checkpoint, local_folder, open_checkpoint
 from interp._weights.engine import run_tasks
@@ -21,7 +22,7 @@ from interp._weights.plan import plan
 from interp._weights.stored import DTYPES
 from interp._weights.weight_diff import WeightDiff
 
-Source = str | Path | nn.Module
+Source = str | Path | nn.Module | Model
 DiffOptions = Options
 
 
@@ -43,7 +44,7 @@ def diff(
     vocabulary rows apart.
 
     Args:
-        base: folder, hub id (`name` or `name@revision`), or a module you hold.
+        base: folder, hub id (`name` or `name@revision`), or a module or handle you hold.
         tuned: the same, or a LoRA adapter folder (its change, unmerged); several as a mapping
             from labels, or as a list, such as the checkpoints of one run.
         metrics: `cheap` (norms, cosine, sparsity, flips; one pass, constant memory); `spectral`
@@ -107,8 +108,13 @@ def diff(
 
 def labelled(tuned: Source | Mapping[str, Source] | Sequence[Source]) -> dict[str, Source]:
     """Several checkpoints with labels: the folder's name where that tells them apart."""
-    if isinstance(tuned, str | Path | nn.Module):
+    if isinstance(tuned, str | Path | nn.Module | Model):
         tuned = [tuned]
+    if not isinstance(tuned, Iterable):
+        raise InterpError(
+            f"tuned is of type {type(tuned).__name__}; expected a path, a model, a list or a "
+            f"mapping"
+        )
     if isinstance(tuned, Mapping):
         found = dict(tuned)
     else:
@@ -143,10 +149,21 @@ def _options(metrics: str | Sequence[str], options: Options | None) -> Options:
 
 def _source(source: Source, base: str | Checkpoint | None = None) -> str | Checkpoint:
     """A folder by its path, which any process can open; a module, or a change of one, opened."""
+    source = _bare(source)
     if isinstance(source, nn.Module):
         return open_checkpoint(source)
+    if not isinstance(source, str | Path):
+        raise InterpError(
+            f"a checkpoint is of type {type(source).__name__}; expected a folder, a hub id or a "
+            f"model"
+        )
     folder = local_folder(source).resolve()
     return open_checkpoint(folder, base) if isinstance(base, Checkpoint) else str(folder)
+
+
+def _bare(source: Source) -> str | Path | nn.Module:
+    """The module of a handle."""
+    return source.module if isinstance(source, Model) else source
 
 
 def _on_disk(source: str | Checkpoint) -> bool:
@@ -156,6 +173,9 @@ def _on_disk(source: str | Checkpoint) -> bool:
 def name_of(source: Source | Checkpoint) -> str:
     if isinstance(source, Checkpoint):
         return source.source
+    if isinstance(source, Model) and source.name:
+        return source.name
+    source = _bare(source)
     if isinstance(source, nn.Module):
         return str(getattr(source, "name_or_path", "") or type(source).__name__)
     return str(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InterpError(ValueError):
@@ -31,3 +32,19 @@ def nearest(given: str, valid: Iterable[str], *, n: int = 3) -> str:
     if close:
         return "nearest valid names: " + ", ".join(repr(name) for name in close)
     return "valid names: " + ", ".join(repr(name) for name in valid)
+
+
+def neither_folder_nor_hub(source: str, reason: str) -> str:
+    """The sentence for a name that is no folder here and that the hub does not give."""
+    folder = Path(source)
+    near = f" ({folders_near(folder)})" if folder.parent.is_dir() else ""
+    return f"{source!r} is neither a folder here{near} nor a checkpoint the hub gives: {reason}"
+
+
+def folders_near(folder: Path) -> str:
+    """A phrase naming the folders beside a missing one whose names are close to its own."""
+    if not folder.parent.is_dir():
+        return f"{folder.parent} does not exist either"
+    names = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
+    close = difflib.get_close_matches(folder.name, names)
+    return "nearest folders there: " + ", ".join(map(repr, close)) if close else "check the path"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from interp._errors import InterpError, UnsupportedSite
 from interp._model import Model, as_model
@@ -64,6 +65,8 @@ def hooked(model: Model | nn.Module, functions: Mapping[str | Site, SiteFn]) -> 
     Raises:
         SiteNotFound: an unknown name, with the nearest valid ones.
         UnsupportedSite: a site that this architecture does not have, with the reason.
+        InterpError: what cannot be called as `fn(tensor, site)`; in the forward, a result that is
+            no tensor of the same shape.
 
     Examples:
         >>> def zero_head_5(z, site):          # [batch pos head d_head]
@@ -77,6 +80,32 @@ def hooked(model: Model | nn.Module, functions: Mapping[str | Site, SiteFn]) -> 
         raise InterpError("expected a mapping from site to function, such as {'z.3': fn}")
     with ExitStack() as stack:
         for pattern, fn in functions.items():
+            checked = _checked(fn, pattern)
             for port in ports_of(handle, pattern).values():
-                stack.enter_context(port.attach(fn, reads=False))
+                stack.enter_context(port.attach(checked, reads=False))
         yield
+
+
+def _checked(fn: SiteFn, pattern: str | Site) -> SiteFn:
+    """The function, refused here where it cannot be called, and there where it gives no tensor."""
+    if not callable(fn):
+        raise InterpError(f"{fn!r} on {pattern} is no function; expected fn(tensor, site)")
+    try:
+        inspect.signature(fn).bind(None, None)
+    except TypeError as error:
+        raise InterpError(
+            f"the function on {pattern} cannot be called as fn(tensor, site): {error}"
+        ) from error
+    except ValueError:  # some compiled functions do not say what they take
+        pass
+
+    def checked(tensor: Tensor, site: Site) -> Tensor | None:
+        new = fn(tensor, site)
+        if new is not None and not isinstance(new, Tensor):
+            raise InterpError(
+                f"the function on {site} returned a {type(new).__name__}; expected a tensor of "
+                f"shape {list(tensor.shape)}, axes {' '.join(site.axes)}, or None to leave it alone"
+            )
+        return new
+
+    return checked

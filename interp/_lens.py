@@ -18,7 +18,7 @@ from interp._answers import (
     teacher_forced,
     text_of,
 )
-from interp._batch import Batch, Positions
+from interp._batch import Batch, Positions, whole_numbers
 from interp._errors import InterpError
 from interp._lens_trace import LensTrace
 from interp._linear_lens import LinearLens
@@ -96,7 +96,9 @@ def logit_lens(
         meta={
             "model": handle.name or type(handle.module).__name__,
             "revision": handle.revision,
-            "positions": positions if isinstance(positions, str | int) else list(positions),
+            "positions": positions
+            if isinstance(positions, str | int)
+            else whole_numbers(positions),
             "lens": "logit" if lens is None else lens.kind,
             "prompts": list(batch.texts) if batch.texts else None,
         },

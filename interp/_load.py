@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from interp._errors import InterpError
+from interp._errors import InterpError, folders_near, nearest, neither_folder_nor_hub
 from interp._model import Model
 from interp._resolve import anatomy_of
 
 
 def load(
-    source: str | Path | nn.Module,
+    source: str | Path | nn.Module | Model,
     *,
     tokenizer: Any = None,
     dtype: torch.dtype | str | None = None,
@@ -33,7 +33,8 @@ def load(
     read, and no code from the checkpoint is run unless you pass `trust_remote_code=True`.
 
     Args:
-        source: folder, hub id, or module; a held module is neither copied nor switched to eval.
+        source: folder, hub id, or module; a held module is neither copied nor switched to eval,
+            and a handle is given back (with `tokenizer`, if one is given).
         tokenizer: a tokenizer, or a path to one; by default the one beside the weights.
         dtype: as in transformers; by default the checkpoint's own.
         device_map: as in transformers (`"auto"`, a device, a map).
@@ -50,17 +51,27 @@ def load(
         >>> model = interp.load("path/to/checkpoint", dtype=torch.float32)
         >>> model = interp.load(module, tokenizer=tokenizer)
     """
+    if isinstance(source, Model):
+        if tokenizer is None:
+            return source
+        return replace(source, tokenizer=_tokenizer(tokenizer, None, None, options))
     if isinstance(source, torch.nn.Module):
         anatomy_of(source)  # refuses what is no decoder
         name = str(getattr(source, "name_or_path", "") or type(source).__name__)
         return Model(source, _tokenizer(tokenizer, None, None, options), name, revision, check)
-    folder = Path(source)
+    if not isinstance(source, str | Path):
+        raise InterpError(
+            f"source is of type {type(source).__name__}; give a folder, a hub id or a module"
+        )
+    _check_dtype(dtype)
+    folder = Path(source).expanduser()
     if folder.is_dir():
+        source = folder
         _check_folder(folder / options.get("subfolder", ""))
     elif folder.is_file():
         raise InterpError(f"{source} is a file; give the folder it lies in: {folder.parent}")
     elif not _may_be_hub_id(str(source)):
-        raise InterpError(f"no checkpoint folder at {source}; {_siblings(folder)}")
+        raise InterpError(f"no checkpoint folder at {source}; {folders_near(folder)}")
     module = _read(str(source), dtype, device_map, revision, options)
     anatomy_of(module)
     commit = getattr(module.config, "_commit_hash", None)
@@ -73,18 +84,18 @@ def load(
     )
 
 
+def _check_dtype(dtype: torch.dtype | str | None) -> None:
+    if dtype is None or isinstance(dtype, torch.dtype) or dtype == "auto":
+        return
+    if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+        names = ("bfloat16", "float16", "float32", "float64", "auto")
+        raise InterpError(f"no dtype {dtype!r}; {nearest(str(dtype), names)}")
+
+
 def _may_be_hub_id(source: str) -> bool:
     """`name` or `owner/name`, which may hold dots, and no path that one can walk from here."""
     parts = source.split("/")
     return len(parts) <= 2 and all(parts) and parts[0] not in (".", "..", "~")
-
-
-def _siblings(folder: Path) -> str:
-    if not folder.parent.is_dir():
-        return f"{folder.parent} does not exist either"
-    names = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
-    close = difflib.get_close_matches(folder.name, names)
-    return "nearest folders there: " + ", ".join(map(repr, close)) if close else "check the path"
 
 
 _HUB = ("token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
@@ -101,6 +112,8 @@ def _read(source: str, dtype: Any, device_map: Any, revision: Any, options: dict
     try:
         config = AutoConfig.from_pretrained(source, **_hub_options(options, revision))
     except (OSError, ValueError) as error:
+        if not Path(source).is_dir():
+            raise InterpError(neither_folder_nor_hub(source, _first_line(error))) from error
         raise InterpError(f"cannot read a config from {source!r}: {_first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
         raise InterpError(

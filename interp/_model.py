@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp._anatomy import Anatomy
-from interp._batch import Batch, make_batch
+from interp._batch import Batch, Prompts, make_batch
 from interp._errors import InterpError
 from interp._resolve import anatomy_of
 
@@ -43,7 +43,7 @@ class Model:
 
     def batch(
         self,
-        prompts: str | Sequence[str] | Tensor | Sequence[Sequence[int]] | Batch,
+        prompts: Prompts | Batch,
         *,
         padding: Literal["right", "left"] = "right",
         add_special_tokens: bool = True,
@@ -51,14 +51,15 @@ class Model:
         """Texts or token ids as one batch whose padding never changes a result.
 
         Args:
-            prompts: a text, a list of texts, a tensor [batch pos] or ragged lists of ids.
+            prompts: a text, a list or a column of texts, a tensor [batch pos], ragged lists of ids
+                or what the tokenizer returns.
             padding: the side; results do not depend on it.
             add_special_tokens: as the tokenizer does by default; a text that already starts
                 with the BOS token gets no second one.
 
         Raises:
-            InterpError: an empty prompt, one over the context, an id outside the vocabulary, or
-                texts without a tokenizer.
+            InterpError: an empty prompt, one over the context, an id outside the vocabulary, texts
+                without a tokenizer, or chat messages.
         """
         anatomy = anatomy_of(self.module)
         return make_batch(

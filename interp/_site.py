@@ -112,6 +112,10 @@ class Site:
 
 def _split(text: str) -> tuple[str, str | None]:
     """`z.3` -> (z, 3); `blocks.*.attn.hook_z` -> (z, *); `embed` -> (embed, None)."""
+    if not isinstance(text, str):
+        raise SiteNotFound(
+            f"{text!r} is no site; expected a name such as 'resid_post.3' or 'embed'"
+        )
     if text == "hook_embed":
         return "embed", None
     hook = re.fullmatch(r"blocks\.(\d+|\*)\.(.+)", text)
@@ -132,6 +136,17 @@ def _split(text: str) -> tuple[str, str | None]:
     return kind, layer_text
 
 
+def listed(patterns: str | Site | Iterable[str | Site]) -> list[str | Site]:
+    """One site or several, as a list."""
+    if isinstance(patterns, str | Site):
+        return [patterns]
+    if not isinstance(patterns, Iterable):
+        raise SiteNotFound(
+            f"{patterns!r} is no site; expected a name such as 'resid_post.3', or a list of names"
+        )
+    return list(patterns)
+
+
 def expand(patterns: str | Site | Iterable[str | Site], n_layers: int) -> list[tuple[Site, bool]]:
     """Every site that the patterns name, in order and once, with whether a `*` named it.
 
@@ -140,10 +155,8 @@ def expand(patterns: str | Site | Iterable[str | Site], n_layers: int) -> list[t
     >>> [str(site) for site, _ in expand(["embed", "z.*", "resid_post.-1"], n_layers=2)]
     ['embed', 'z.0', 'z.1', 'resid_post.1']
     """
-    if isinstance(patterns, str | Site):
-        patterns = [patterns]
     found: dict[Site, bool] = {}
-    for pattern in patterns:
+    for pattern in listed(patterns):
         if isinstance(pattern, Site):
             kind, layer = pattern.kind, None if pattern.layer is None else str(pattern.layer)
         else:

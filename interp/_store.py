@@ -111,6 +111,8 @@ def _described(meta: dict[str, Any]) -> dict[str, Any]:
 
 def _prepare(path: Path, meta: dict[str, Any]) -> None:
     """An empty folder, or one that was begun with the same arguments."""
+    if path.is_file():
+        raise InterpError(f"{path} is a file; choose an empty or new folder")
     if path.exists() and any(path.iterdir()):
         try:
             before = json.loads((path / "meta.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp._errors import InterpError, nearest
+from interp._errors import InterpError, folders_near, neither_folder_nor_hub
 from interp._weights.config import read_config
 from interp._weights.lora import LowRank, is_adapter, open_adapter
 from interp._weights.names import parts_of
@@ -92,15 +92,13 @@ def open_checkpoint(
 
 def local_folder(source: str | Path) -> Path:
     """The folder of a checkpoint; a hub id is downloaded (weights and configs only)."""
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     text = str(source)
     looks_like_path = folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1
     if looks_like_path or folder.suffix in (".safetensors", ".bin"):
-        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        hint = nearest(folder.name, siblings) if siblings else "its parent does not exist either"
-        raise InterpError(f"no checkpoint folder at {source}; {hint}")
+        raise InterpError(f"no checkpoint folder at {source}; {folders_near(folder)}")
     from huggingface_hub import snapshot_download
 
     name, _, revision = text.partition("@")
@@ -108,10 +106,8 @@ def local_folder(source: str | Path) -> Path:
         patterns = ["*.safetensors", "*.json"]
         found = snapshot_download(name, revision=revision or None, allow_patterns=patterns)
     except (OSError, ValueError) as error:
-        raise InterpError(
-            f"{text!r} is neither a folder here nor a checkpoint the hub gives: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+        reason = str(error).strip().splitlines()[0]
+        raise InterpError(neither_folder_nor_hub(text, reason)) from error
     return Path(found)
 
 

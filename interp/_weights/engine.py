@@ -66,7 +66,12 @@ def run_tasks(
 def _files(tasks: Sequence[Job], resume: Path | None) -> dict[int, Path]:
     if resume is None:
         return {}
-    resume.mkdir(parents=True, exist_ok=True)
+    try:
+        resume.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InterpError(
+            f"cannot keep finished tensors in resume={str(resume)!r}: {error}"
+        ) from error
     return {i: resume / f"{task.key()}.safetensors" for i, task in enumerate(tasks) if task.on_disk}
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from interp._answers import Answers, answer_tokens, per_prompt, teacher_forced
-from interp._batch import Batch, Positions
+from interp._batch import Batch, Positions, whole_numbers
 from interp._capture import Prompts
 from interp._errors import InterpError, UnsupportedSite
 from interp._lens import _first_tokens, _names, _vocabulary
@@ -83,7 +83,9 @@ def logit_lens(
         meta={
             "model": handle.name or type(handle.module).__name__,
             "revision": handle.revision,
-            "positions": positions if isinstance(positions, str | int) else list(positions),
+            "positions": positions
+            if isinstance(positions, str | int)
+            else whole_numbers(positions),
             "lens": "logit",
             "prompts": list(batch.texts) if batch.texts else None,
             "source": "nnsight",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from interp._activations import Activations
-from interp._batch import Positions
+from interp._batch import Positions, whole_numbers
 from interp._capture import Prompts
 from interp._errors import InterpError
 from interp._site import Site
@@ -95,7 +95,9 @@ def capture(
             "model": handle.name or type(handle.module).__name__,
             "revision": handle.revision,
             "sites": [str(site) for site in tensors],
-            "positions": positions if isinstance(positions, str | int) else list(positions),
+            "positions": positions
+            if isinstance(positions, str | int)
+            else whole_numbers(positions),
             "source": "nnsight",
             "remote": remote,
         },

@@ -148,3 +148,10 @@ def test_a_head_with_nan_is_named(ids) -> None:
         model.lm_head.weight[5, 0] = float("nan")
     with pytest.raises(interp.InterpError, match=r"unembed|logits"):
         interp.logit_lens(interp.load(model, check=False), ids)
+
+
+def test_a_handle_is_given_back(tokenizer) -> None:
+    model = interp.load(build("llama"))
+    assert interp.load(model) is model
+    spoken = interp.load(model, tokenizer=tokenizer)
+    assert spoken.module is model.module and spoken.tokenizer is tokenizer
