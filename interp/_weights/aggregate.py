@@ -56,13 +56,16 @@ def _together(group: pd.DataFrame) -> dict[str, Any]:
 
 
 def findings(table: pd.DataFrame) -> list[str]:
-    """One sentence for each (tuned, metric with a null): how many matrices lie outside it.
+    """Of each tuned checkpoint how far it moved, then a sentence for each metric with a null.
 
-    "more" or "less than its null" is said only of matrices with |z| >= 3.
+    That says how many matrices lie outside their null: "above" or "below" only where |z| >= 3. To
+    lie within says nothing of the size of a change, only that noise would look the same.
     """
     metrics = [c.removesuffix("_z") for c in table.columns if c.endswith("_z")]
     sentences = []
     for tuned, group in table.groupby("tuned", sort=False):
+        if "relative_norm" in group:
+            sentences.append(f"{tuned}: {_moved(group)}")
         for metric in metrics:
             z = group[f"{metric}_z"].dropna().to_numpy(dtype=float)
             if len(z) == 0:
@@ -72,8 +75,38 @@ def findings(table: pd.DataFrame) -> list[str]:
             above, below = int((z >= 3).sum()), int((z <= -3).sum())
             says = f"{tuned}: {metric} {value:.3f}, null {null:.3f}"
             if above + below == 0:
-                says += f"; none of {len(z)} matrices is outside its null (|z| < 3): no effect"
+                says += f"; no more than {_null(metric)} gives (|z| < 3 in all {len(z)} matrices)"
             else:
                 says += f"; |z| >= 3 in {above} (above) and {below} (below) of {len(z)} matrices"
             sentences.append(says)
     return sentences
+
+
+def _moved(group: pd.DataFrame) -> str:
+    """||D|| / ||W|| over all tensors together, and of the module where it is largest."""
+    known = group[group["norm"].notna()]  # rows that a vocabulary gained have nothing to move from
+    changed = int((known["norm"] > 0).sum())
+    if changed == 0:
+        return f"equal to the base in all {len(known)} tensors"
+    shares = {
+        str(name): _relative(part)
+        for name, part in known.groupby("module", sort=False, dropna=False)
+    }
+    most = max(shares, key=lambda name: shares[name])
+    return (
+        f"the weights moved by {100 * _relative(known):.2g} % of their norm, {most} most "
+        f"({100 * shares[most]:.2g} %); {changed} of {len(known)} tensors changed"
+    )
+
+
+def _relative(rows: pd.DataFrame) -> float:
+    norm, base = (math.sqrt((rows[name] ** 2).sum()) for name in ("norm", "norm_base"))
+    return norm / base if base else math.inf if norm else 0.0
+
+
+def _null(metric: str) -> str:
+    """What the plain null of a metric is made of, in words."""
+    if metric == "sparsity":
+        return "noise of this norm"
+    gated = metric.startswith(("overlap", "jaccard", "consensus", "row_", "column_"))
+    return "noise of this density" if gated else "its null"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _BY = ("pair", "consensus")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightComparison:
     """Updates of one base compared with each other.
 
@@ -30,10 +30,15 @@ class WeightComparison:
         meta: sources and options.
     """
 
-    pairs: list[dict[str, Any]] = field(repr=False)
-    consensus: list[dict[str, Any]] = field(repr=False)
-    vectors: dict[str, Tensor] = field(repr=False)
+    pairs: list[dict[str, Any]]
+    consensus: list[dict[str, Any]]
+    vectors: dict[str, Tensor]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        labels = [*self.meta.get("tuned", ())]
+        more = f", ... {len(labels)} in all" if len(labels) > 4 else ""
+        return f"WeightComparison({', '.join(labels[:4])}{more}; {len(self.pairs)} rows)"
 
     def table(self, by: Literal["pair", "consensus"] = "pair") -> pd.DataFrame:
         """Tidy: `tensor layer module expert tuned_a tuned_b jaccard jaccard_null jaccard_z ...`."""

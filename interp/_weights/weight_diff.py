@@ -20,7 +20,7 @@ KEYS = ["tensor", "layer", "module", "head", "expert", "tuned"]
 _BY = ("tensor", "head", "module")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightDiff:
     """The changes of one or more tuned checkpoints against one base.
 
@@ -32,10 +32,16 @@ class WeightDiff:
         meta: sources, options and versions.
     """
 
-    rows: list[dict[str, Any]] = field(repr=False)
-    heads: list[dict[str, Any]] = field(repr=False)
-    vectors: dict[str, Tensor] = field(repr=False)
+    rows: list[dict[str, Any]]
+    heads: list[dict[str, Any]]
+    vectors: dict[str, Tensor]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        base = Path(str(self.meta.get("base", ""))).name or "base"
+        labels = [*self.meta.get("tuned", ())]
+        more = f", ... {len(labels)} in all" if len(labels) > 4 else ""
+        return f"WeightDiff({base} to {', '.join(labels[:4])}{more}; {len(self.rows)} rows)"
 
     @property
     def tuned(self) -> list[str]:
@@ -107,7 +113,12 @@ class WeightDiff:
         return draw_heat_map(table[table["tuned"] == label], metric, label, ax)
 
     def findings(self) -> list[str]:
-        """What may be said of overlaps: one sentence a metric, an effect only where |z| >= 3."""
+        """What may be said: how far each checkpoint moved, then a sentence a metric with a null.
+
+        "sft: the weights moved by 3.1 % of their norm, o most (11 %); 47 of 47 tensors changed";
+        "sft: sparsity 0.087, null 0.084; no more than noise of this norm gives (|z| < 3 in all 47
+        matrices)".
+        """
         from interp._weights.aggregate import findings
 
         return findings(self.table())

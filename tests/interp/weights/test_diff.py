@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import interp
 from interp._compare import compare
 from interp._diff import DiffOptions, diff
 from interp._errors import InterpError
@@ -106,12 +107,14 @@ def test_no_sentence_calls_noise_an_effect(tmp_path: Path):
     base = build("llama", hidden_size=64, intermediate_size=128, dtype=torch.bfloat16)
     tuned = noisy(base, 1e-3)
     found = diff(saved(base, tmp_path / "a"), saved(tuned, tmp_path / "b"), "overlap")
-    sentences = found.findings()
+    size, *sentences = found.findings()
+    assert re.fullmatch(r"\S+: the weights moved by \S+ % of their norm, .* tensors changed", size)
     assert len(sentences) == 4  # sparsity and three overlaps
     for sentence in sentences:
         outside = re.search(r"in (\d+) \(above\) and (\d+) \(below\)", sentence)
         # 21 to 29 matrices a metric: one beyond 3 by chance is no surprise, two would be.
-        assert "no effect" in sentence or sum(map(int, outside.groups())) == 1, sentence
+        assert "no more than noise" in sentence or sum(map(int, outside.groups())) == 1, sentence
+        assert "effect" not in sentence
 
 
 def test_options_are_checked_and_stored(three: dict[str, str], full: WeightDiff):
@@ -257,3 +260,42 @@ def test_a_real_sft_and_rl_pair_against_a_plain_loop(assets: Path):
         ):
             total = float((rows[column] ** 2).sum())
             assert total == pytest.approx(float(sum(squares)), rel=1e-6)
+
+
+def test_handles_are_compared_as_their_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    base = build("llama")
+    tuned = noisy(base, 1e-2)
+    folder = saved(tuned, tmp_path / "tuned")
+    expected = diff(base, {"tuned": tuned}).table()
+    assert float(expected["norm"].min()) > 0
+    found = diff(interp.load(base), interp.load(folder))
+    assert found.tuned == ["tuned"]  # the folder's name
+    pd.testing.assert_frame_equal(found.table(), expected)
+    several = diff(interp.load(base), [interp.load(tuned), interp.load(base)])
+    assert len(several.tuned) == 2
+    # A path may start at home.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pd.testing.assert_frame_equal(diff(base, "~/tuned").table(), expected)
+    loaded = interp.load("~/tuned")
+    assert torch.equal(loaded.module.lm_head.weight, tuned.lm_head.weight)
+    assert loaded.name == str(tmp_path / "tuned")
+
+
+def test_the_first_sentence_is_how_far_the_weights_moved():
+    """Summed by hand: what lies within a null may still be large."""
+    base = build("llama")
+    tuned = changed(base, lambda name, p: 0.1 * p if "o_proj" in name else torch.zeros_like(p))
+    parts = {"o": [p for n, p in base.named_parameters() if "o_proj" in n]}
+    parts["all"] = list(base.parameters())
+    norms = {
+        n: math.sqrt(sum(float(p.detach().double().square().sum()) for p in part))
+        for n, part in parts.items()
+    }
+    whole = 100 * 0.1 * norms["o"] / norms["all"]
+    size = diff(base, {"sft": tuned, "copy": build("llama")}).findings()
+    n = len(parts["all"])
+    assert size[0] == (
+        f"sft: the weights moved by {whole:.2g} % of their norm, o most (10 %); "
+        f"{len(parts['o'])} of {n} tensors changed"
+    )
+    assert f"copy: equal to the base in all {n} tensors" in size
