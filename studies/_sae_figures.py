@@ -55,8 +55,8 @@ def sae_cost(tuning: pd.DataFrame) -> Figure:
     shown = tuning[tuning["kl with SAE"] > 1e-6]
     kinds = shown["texts"].unique()
     figure, axes = plt.subplots(
-        1, len(kinds), figsize=(4.2 * len(kinds) + 1.2, 2.6), layout="constrained", sharey=True,
-        squeeze=False,
+        1, len(kinds), figsize=(4.2 * len(kinds) + 1.2, 2.6), layout="constrained", sharex=True,
+        sharey=True, squeeze=False,
     )  # fmt: skip
     for ax, kind in zip(axes[0], kinds, strict=True):
         rows = shown[shown["texts"] == kind].iloc[::-1]

@@ -196,14 +196,14 @@ def sections(folder: Run, found: Found) -> list[Section]:
             [
                 "KL from the target as it is to the target as tuned with the SAE in place, nats a "
                 "token of dev texts, before and in the last state; the share of it that is gone, "
-                "and of the loss that the SAE adds. Then the SAE is taken out: KL and change of "
-                "entropy without it. Texts: "
+                "and of the loss that the SAE adds (more than 1: less loss than it ever had). Then "
+                "the SAE is taken out: KL and change of entropy without it. Texts: "
                 + "; ".join(f"{name}: {what}" for name, what in _TEXTS.items())
                 + "."
             ],
             _shown(found.tuning, ("closed", "won_back"), {
-                "KL with SAE": "kl with SAE", "after": "kl with SAE after", "KL without": "kl",
-                "change of entropy": "entropy change",
+                "KL before": "kl with SAE", "after": "kl with SAE after", "KL without": "kl",
+                "entropy": "entropy change",
             }, ("condition", "texts")),
             [(cost, "Hollow: before; filled: after.")],
         ),
@@ -227,16 +227,17 @@ def sections(folder: Run, found: Found) -> list[Section]:
     if tried is not None:
         figure = folder.figure("settings", lambda: figures.settings(tried))
         kinds = [name for name in _TEXTS if f"{name} closed" in tried]
-        more = {f"KL with SAE, {n}": f"{n} kl with SAE" for n in kinds}
+        more = {f"KL before, {n}": f"{n} kl with SAE" for n in kinds}
         more |= {f"gone, {n}": f"{n} closed" for n in kinds}
         page.append(
             Section(
                 "Other settings and layers, on dev problems",
                 [
                     "One thing changed at a time; the last state, which nothing chose. Of this "
-                    "many, one in forty would seem to gain by chance."
+                    "many, one in forty would seem to gain by chance. Latents: at both markers, as "
+                    "above; KL with the SAE in place, and the share of it that is gone after."
                 ],
-                _shown(tried, ("dev_gain",), {"latents at both markers": "features"} | more,
+                _shown(tried, ("dev_gain",), {"latents": "features"} | more,
                        ("setting",)),
                 [(figure, "Gain on dev problems over the target as it is, 95 % over problems.")],
             )
@@ -284,6 +285,8 @@ def _range(row: pd.Series, name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     if low != low:
         return "–"
+    if low == high == row[name] == 0:
+        return "0"
     return f"{row[name]:.2f} [{low:.2f}, {high:.2f}]"
 
 
