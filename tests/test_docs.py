@@ -1,7 +1,9 @@
 """Every example in a docstring and in the README runs; the README says what the run says."""
 
+import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -96,6 +98,85 @@ def test_readme_python_runs(names: dict[str, Any]) -> None:
     scope: dict[str, Any] = dict(names)
     for block in blocks:
         exec(block, scope)
+
+
+def stand_ins(names: dict[str, Any]) -> dict[str, Any]:
+    """What the blocks of a page leave to the reader: a tuned model, facts, who was right."""
+    tuned = interp.load(organisms.load("unlearn")[0], tokenizer=names["tokenizer"])
+    where = "Question: Where does {} live? Answer:"
+    homes = {"Mia": " Arlen", "Tom": " Borem", "Sue": " Arlen", "Max": " Borem"}
+    # Of any words: a covariance of 384 neurons needs as many different keys.
+    words = torch.randint(10, len(names["tokenizer"]), (12, 64)).tolist()
+    return names | {
+        "base": names["model"],
+        "tuned": tuned,
+        "target": tuned,
+        "texts": [names["tokenizer"].decode(ids) for ids in words],
+        "unrelated_texts": names["texts"][:2],
+        "more_facts": [
+            probes.Fact(where.format(name), city, entity=name, attribute="city")
+            for name, city in homes.items()
+        ],
+        "right_before": [True, True, True, False],
+        "right_after": [True, False, False, True],
+        "people": ["Mia", "Mia", "Tom", "Sue"],
+    }
+
+
+@pytest.mark.parametrize(
+    "page", ["forgetting", "behaviour", "knowledge-edits", "weight-edits", "bake"]
+)
+def test_blocks_of_a_page_run_as_written(page: str, names: dict[str, Any]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.S)
+    assert blocks
+    scope = stand_ins(names)
+    for block in blocks:
+        exec(block, scope)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
+def calls() -> list[tuple[str, ast.Call]]:
+    """(page, call) of every call of ours in running text and tables."""
+    found = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+        for span in re.findall(r"`((?:interp|probes|iv)\.\w+\(.*?\))`", text):
+            for node in ast.walk(ast.parse(span, mode="eval")):
+                ours = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+                if ours and ast.unparse(node.func.value) in ("interp", "probes", "iv"):
+                    found.append((path.name, node))
+    return found
+
+
+def test_calls_in_running_text_fit_the_signatures() -> None:
+    packages = {"interp": interp, "probes": probes, "iv": interventions}
+    assert len(calls()) > 20
+    for page, call in calls():
+        package, _, name = ast.unparse(call.func).partition(".")
+        signature = inspect.signature(getattr(packages[package], name))
+        given = [a for a in call.args if ast.unparse(a) != "..."]
+        # `f()` and `f(x, ...)` name a function; anything else is to be typed as it stands.
+        whole = bool(call.args) and len(given) == len(call.args)
+        bind = signature.bind if whole else signature.bind_partial
+        try:
+            bind(*given, **{k.arg: k.value for k in call.keywords if k.arg})
+        except TypeError as error:
+            pytest.fail(f"{page}: {ast.unparse(call)}: {error}")
+
+
+def test_the_records_that_cannot_be_saved_are_named() -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text()
+    sentence = re.search(r"Without `\.save` are (.*?)\. ", text)
+    assert sentence is not None
+    results = {
+        name: value
+        for package in (interp, probes, interventions)
+        for name, value in vars(package).items()
+        if name in package.__all__ and hasattr(value, "table")
+    }
+    unsaved = {name for name, value in results.items() if not hasattr(value, "save")}
+    assert set(re.findall(r"`(\w+)`", sentence[1])) - {"SAE"} == unsaved
 
 
 def test_readme_says_what_the_committed_run_says() -> None:
