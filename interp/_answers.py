@@ -34,10 +34,10 @@ def per_prompt(answers: Answers, n_prompts: int) -> list[list[Answer]]:
     Raises:
         InterpError: another number of answers than prompts, or what is no answer.
     """
-    answers = _plain(answers)
-    if isinstance(answers, str | int):
-        return [[answers] for _ in range(n_prompts)]
-    entries: list[Any] = list(answers)
+    plain = _plain(answers)
+    if isinstance(plain, str | int):
+        return [[plain] for _ in range(n_prompts)]
+    entries: list[Any] = plain
     if n_prompts == 1 and len(entries) != 1 and all(isinstance(e, str | int) for e in entries):
         return [entries]
     if len(entries) != n_prompts:

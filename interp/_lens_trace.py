@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _NOT_TENSORS = ("answers", "tokens", "meta")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LensTrace:
     """Predictions by layer at chosen positions; `row` runs over (prompt, position).
 
@@ -56,6 +56,13 @@ class LensTrace:
     answers: list[list[str]]
     tokens: dict[int, str]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        n_rows, n_layers, n_answers = self.logprob.shape
+        said = ", ".join(map(repr, self.answers[0][:3])) if n_rows else ""
+        more = f", ... {n_answers} in all" if n_answers > 3 else ""
+        lens = self.meta.get("lens", "logit")
+        return f"LensTrace({lens} lens: {n_rows} rows, {n_layers} layers; answers {said}{more})"
 
     @property
     def prob(self) -> Float[Tensor, "row layer answer"]:

@@ -15,7 +15,7 @@ from interp._errors import InterpError
 from interp._record import load_record, save_record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LinearLens:
     """lens_l(h) = W_l h + b_l, read before the model's final norm and unembedding.
 
@@ -29,6 +29,10 @@ class LinearLens:
     weight: Float[Tensor, "layer d_model d_model"]
     bias: Float[Tensor, "layer d_model"] | None = None
     kind: str = "linear"
+
+    def __repr__(self) -> str:
+        n_layers, d_model = self.weight.shape[:2]
+        return f"LinearLens({self.kind}: {n_layers} layers, d_model {d_model})"
 
     def __call__(self, stream: Float[Tensor, "row d_model"], layer: int) -> Tensor:
         """The mapped stream of one layer: [row d_model]."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogitAttribution:
     """Parts that sum to a logit: `parts.sum(-1) == logit` up to rounding.
 
@@ -45,6 +45,12 @@ class LogitAttribution:
     components: list[str]
     answers: list[list[str]]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        n_prompts, n_answers, n_parts = self.parts.shape
+        said = ", ".join(map(repr, self.answers[0][:3])) if n_prompts else ""
+        more = f", ... {n_answers} in all" if n_answers > 3 else ""
+        return f"LogitAttribution({n_prompts} prompts, {n_parts} components; answers {said}{more})"
 
     def table(self) -> pd.DataFrame:
         """Tidy: `prompt answer component layer head logit share`, share of the total logit."""

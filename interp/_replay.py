@@ -31,7 +31,7 @@ from interp._resolve import anatomy_of
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Replay:
     """The arguments with which one forward called each block; made by `replay` and `replay_last`.
 
@@ -46,6 +46,10 @@ class Replay:
     logits: Tensor
     _calls: tuple[_Call, ...]
     _cache: Cache | None
+
+    def __repr__(self) -> str:
+        batch, pos = self.streams[0].shape[:2]
+        return f"Replay({batch} prompts, {pos} positions, {len(self._calls)} blocks)"
 
     def run(
         self,

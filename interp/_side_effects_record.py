@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _NOT_TENSORS = ("prompts", "before", "after", "meta")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SideEffects:
     """An edit's effects on unrelated texts; `token` runs over the tokens of all texts.
 
@@ -47,6 +47,13 @@ class SideEffects:
     before: tuple[str, ...]
     after: tuple[str, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        before, after = self.perplexity
+        return (
+            f"SideEffects({len(self.norm_ratio)} texts, {len(self.kl)} tokens; KL "
+            f"{float(self.kl.mean()):.3g} nats a token, perplexity {before:.4g} to {after:.4g})"
+        )
 
     @property
     def kl_per_token(self) -> Estimate:

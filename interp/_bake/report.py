@@ -73,6 +73,16 @@ class BakeReport:
     path: Path | None = None
     streamed: bool = False
 
+    def __repr__(self) -> str:
+        new = sum(folded.new for folded in self.folded)
+        found = self.verification
+        said = (
+            "not verified" if found is None else f"logits differ by {found.difference:.2g} at most"
+        )
+        return (
+            f"BakeReport({self.base}: {len(self.folded) - new} tensors changed, {new} new; {said})"
+        )
+
     def table(self) -> pd.DataFrame:
         """One row a tensor, with the fields of `Folded` as columns."""
         import pandas as pd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import interp
 from interp._record import load_record, replacing, save_record, write_text
 from tests.architectures import build
+from tests.interp.weights.helpers import noisy, saved
 
 
 @pytest.fixture
@@ -161,3 +163,36 @@ def test_activations_say_what_they_hold(acts) -> None:
         acts["resid_pre.1"]
     with pytest.raises(interp.SiteNotFound, match="no 'z' was captured"):
         acts.stack("z")
+
+
+def test_a_record_says_in_one_line_what_it_is(ids, trace, tmp_path) -> None:
+    """And is itself and nothing else: tensors cannot be compared to one truth value."""
+    base, tuned = build("llama"), noisy(build("llama"))
+    model = interp.Model(base)
+    off = interp.Edit([interp.Affine("z.1", (0,), 0.0)])
+    effects = interp.side_effects(model, off, ids.tolist())
+    paths = {name: saved(module, tmp_path / name) for name, module in [("a", base), ("b", tuned)]}
+    paths["c"] = saved(noisy(base, seed=5), tmp_path / "c")
+    runs = interp.diff(paths["a"], {"sft": paths["b"], "rl": paths["c"]})
+    n_rows = len(runs.table())
+    shared = interp.compare(runs)
+    batch = model.batch([[5, 6], [7, 8, 9]])
+    says = {
+        trace: "LensTrace(logit lens: 4 rows, 4 layers; answers '[5]', '[6]')",
+        effects: f"SideEffects(2 texts, 22 tokens; KL {float(effects.kl.mean()):.3g} nats a token",
+        interp.logit_attribution(model, ids, 5): "LogitAttribution(2 prompts, 8 components; answ",
+        interp.replay(model, ids): "Replay(2 prompts, 11 positions, 3 blocks)",
+        interp.LinearLens(torch.zeros(3, 32, 32)): "LinearLens(linear: 3 layers, d_model 32)",
+        runs: f"WeightDiff(a to sft, rl; {n_rows} rows)",
+        shared: f"WeightComparison(sft, rl; {len(shared.table())} rows)",
+        batch: "Batch(2 prompts of 2 to 3 tokens)",
+    }
+    assert len(says) == 8
+    for record, said in says.items():
+        assert repr(record).startswith(said), repr(record)
+        assert len(repr(record)) < 200 and "\n" not in repr(record)
+        assert record == record and (record is trace or record != trace)
+    report = interp.bake(paths["a"], off, out=tmp_path / "baked")
+    assert re.fullmatch(
+        r"BakeReport\(a: 1 tensors changed, 0 new; logits differ by \S+ at most\)", repr(report)
+    )
