@@ -108,13 +108,15 @@ def _labels(labels: Iterable[Any]) -> np.ndarray:
     Raises:
         InterpError: a label that is missing (None, NaN), or labels that cannot be put in order.
     """
+    import pandas as pd
+
     from probes._linear_probe import plain
 
     listed = labels if hasattr(labels, "__array__") else list(labels)
     given = np.asarray(plain(listed))
     each = listed if isinstance(listed, list) else given.ravel().tolist()
-    missing = [i for i, one in enumerate(each) if one is None or one != one]
-    if missing:
+    missing = np.flatnonzero(pd.isna(pd.Series(each, dtype=object)))
+    if len(missing):
         raise InterpError(
             f"labels have {'None' if each[missing[0]] is None else 'NaN'} at example {missing[0]}; "
             f"leave such examples out of labels and activations"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import binomtest
@@ -339,7 +340,7 @@ def test_bad_input_gives_one_clear_sentence() -> None:
         probes.sweep({}, y)
     with pytest.raises(InterpError, match="labels have NaN at example"):
         probes.sweep({"a": x}, np.where(y == 0, np.nan, 1.0), **QUIET)
-    for missing, name in ((None, "None"), (float("nan"), "NaN")):
+    for missing, name in ((None, "None"), (float("nan"), "NaN"), (pd.NA, "NaN")):
         with pytest.raises(InterpError, match=f"labels have {name} at example 3; leave such"):
             probes.sweep({"a": x}, ["ab"[i % 2] if i != 3 else missing for i in range(40)], **QUIET)
     with pytest.raises(InterpError, match=r"labels are of several types \(\w*Path, str\)"):
