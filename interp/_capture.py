@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from interp._activations import Activations
-from interp._batch import Batch, Positions, as_plain, whole_numbers
+from interp._batch import Batch, Positions, as_plain, several, whole_numbers
 from interp._batch import Prompts as Texts
 from interp._errors import InterpError, SiteNotFound, UnsupportedSite
 from interp._experts import ExpertPort
@@ -233,8 +233,8 @@ def capture_corpus(
 
     handle = as_model(model)
     wanted = list(ports_of(handle, sites))
-    if isinstance(prompts, str):
-        raise InterpError("prompts is one text; give an iterable of texts, such as [text]")
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        several(prompts, "prompts")  # says why not
     meta = _meta(handle, wanted, positions) | {"batch_size": batch_size, "dtype": str(dtype)}
     meta["weights"] = fingerprint(handle.module)
 

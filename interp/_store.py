@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp._activations import Activations, from_saved
+from interp._batch import as_plain, several
 from interp._errors import InterpError
 from interp._record import SCHEMA, provenance, write_text
 from interp._site import Site
@@ -143,4 +144,4 @@ def _already(file: Path, digest: str) -> bool:
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
-        yield chunk
+        yield several([as_plain(item) for item in chunk], "prompts")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -66,7 +66,10 @@ class Dense:
     values: Source
     minus: Source | None = None
     factor: int | float = 1.0
-    mask: Tensor | None = field(default=None, repr=False)
+    mask: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Dense({list(self.shape)}, factor {self.factor:.4g}{_masked(self.mask)})"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -113,6 +116,9 @@ class LowRank:
                 f"{list(self.left.shape)} and {list(self.right.shape)}"
             )
 
+    def __repr__(self) -> str:
+        return f"LowRank({list(self.shape)}, rank {self.left.shape[1]})"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the tensor it changes."""
@@ -157,6 +163,9 @@ class Sparse:
                 f"outside 0 to {numel - 1}"
             )
 
+    def __repr__(self) -> str:
+        return f"Sparse({list(self.shape)}, {len(self.index)} entries)"
+
     def applied_to(self, weight: Tensor) -> Tensor:
         """`W` with the named entries changed, each rounded once; the others keep their bits."""
         flat = weight.detach().clone().reshape(-1)
@@ -197,7 +206,10 @@ class Towards:
 
     target: Source
     amount: int | float = 1.0
-    mask: Tensor | None = field(default=None, repr=False)
+    mask: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Towards({list(self.shape)}, amount {self.amount:.4g}{_masked(self.mask)})"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -274,3 +286,7 @@ def same_change(a: Any, b: Any) -> bool:
         return False
     left, right = a.tensors(), b.tensors()
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def _masked(mask: Tensor | None) -> str:
+    return "" if mask is None else ", masked"

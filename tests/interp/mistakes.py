@@ -66,6 +66,9 @@ def main(folder: Path) -> dict[str, str]:
         "diff a number": lambda: interp.diff(module, 3),
         "diff numbers": lambda: interp.diff(module, {"tuned": 3}),
         "resume a file": lambda: interp.diff(module, module, resume="a-file"),
+        "corpus of ids": lambda: interp.capture_corpus(model, IDS[0], "z.1", "ids"),
+        "corpus of a text": lambda: interp.capture_corpus(model, TEXTS[0], "z.1", "text"),
+        "corpus of nothing": lambda: interp.capture_corpus(model, None, "z.1", "none"),
         "corpus into a file": lambda: interp.capture_corpus(model, TEXTS, "z.1", "a-file"),
     }
     return {name: outcome(call) for name, call in wrong.items()} | good(model)
@@ -109,6 +112,15 @@ def good(model: interp.Model) -> dict[str, str]:
     for name, at in {"list": [0, -1], "tensor": torch.tensor([0, -1])}.items():
         acts = interp.capture(model, IDS, "z.1", positions=at)
         found[f"positions in a {name}"] = f"{acts.tokens.tolist()} {acts.meta['positions']}"
+    ids = [[5, 6], [7, 8]]
+    corpora = {
+        "lists": ids,
+        "a tensor": torch.tensor(ids),
+        "arrays": [np.array(row) for row in ids],
+    }
+    for name, given in corpora.items():
+        store = interp.capture_corpus(model, given, "z.1", f"corpus of {name}", progress=False)
+        found[f"corpus of {name}"] = str([batch["z.1"].tolist() for batch in store])
     return found
 
 

@@ -41,12 +41,16 @@ SAYS = {
     "diff a number": r"tuned is of type int; expected a path, a model, a list",
     "diff numbers": r"a checkpoint is of type int; expected a folder",
     "resume a file": r"cannot keep finished tensors in resume='a-file'",
+    "corpus of ids": r"prompts is one list of token ids; give a list of them, such as \[ids\]",
+    "corpus of a text": r"prompts is one text; give a list of texts",
+    "corpus of nothing": r"prompts is of type NoneType; give a list of texts",
     "corpus into a file": r"a-file is a file; choose an empty or new folder",
 }
 ALIKE = (
     ("list of texts", "column of texts", "array of texts"),
     ("list of texts", "tokenizer's rows", "rows without a mask", "arrays of ids"),
     ("a number of python", "a number of numpy", "argmax", "a tensor of ids", "a list of argmax"),
+    ("corpus of lists", "corpus of a tensor", "corpus of arrays"),
     ("positions in a list", "positions in a tensor"),
 )
 

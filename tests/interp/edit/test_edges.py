@@ -33,3 +33,17 @@ def test_a_scale_or_shift_of_another_width_names_the_shape(name, atom, shape, id
         pytest.raises(interp.InterpError, match=f"this model's {atom.site} is {shape}"),
     ):
         plain.logits_of(module, ids)
+
+
+def test_a_change_says_in_one_line_what_it_is() -> None:
+    big = torch.zeros(200, 300)
+    mask = torch.ones(200, 300, dtype=torch.bool)
+    index = torch.tensor([5, 7])
+    says = {
+        interp.Dense(big, factor=0.5): "Dense([200, 300], factor 0.5)",
+        interp.Dense(big, mask=mask): "Dense([200, 300], factor 1, masked)",
+        interp.LowRank(torch.zeros(200, 2), torch.zeros(2, 300)): "LowRank([200, 300], rank 2)",
+        interp.Sparse(index, torch.zeros(2), (200, 300)): "Sparse([200, 300], 2 entries)",
+        interp.Towards(big, 0.25, mask): "Towards([200, 300], amount 0.25, masked)",
+    }
+    assert {change: repr(change) for change in says} == says
