@@ -156,7 +156,7 @@ def digests(config: Any) -> dict[str, str]:
         `questions/dev.jsonl`. Not by file name: two files may share one.
 
     Raises:
-        InterpError: a file that is not there or cannot be read.
+        InterpError: a file that is not there, cannot be read, or is no UTF-8 text.
     """
     found: dict[str, str] = {}
     for field in dataclasses.fields(config):
@@ -181,9 +181,15 @@ def _hashes(name: str, path: Path) -> dict[str, str]:
 
 def _hash(name: str, file: Path) -> str:
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        contents = file.read_bytes()
+        contents.decode("utf-8")
     except OSError as error:
         raise InterpError(f"cannot read {file}, given as {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InterpError(
+            f"{file}, given as {name}, is no UTF-8 text: {error.reason} at byte {error.start}"
+        ) from error
+    return hashlib.sha256(contents).hexdigest()[:16]
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -155,6 +155,19 @@ def test_changed_facts_do_not_continue_an_old_run(
     assert "holds another run" in capsys.readouterr().err
 
 
+def test_a_bad_facts_file_does_not_block_the_corrected_one(
+    facts: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = facts.read_text()
+    facts.write_text(f"{right}\nno JSON")
+    with pytest.raises(SystemExit):
+        study(facts, checkpoint, checkpoint, tmp_path / "run")
+    assert "line 5 is no JSON object" in capsys.readouterr().err
+    facts.write_text(right)
+    study(facts, checkpoint, checkpoint, tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("given", "remedy"),
     [

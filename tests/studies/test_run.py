@@ -129,6 +129,9 @@ def test_a_folder_counts_by_its_json_lines_and_out_never(tmp_path: Path) -> None
 def test_a_missing_input_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InterpError, match=r"none\.jsonl, given as texts: No such file"):
         digests(Files(texts=tmp_path / "none.jsonl"))
+    (tmp_path / "latin.jsonl").write_bytes("Zürich".encode("latin-1"))
+    with pytest.raises(InterpError, match=r"latin\.jsonl, given as texts, is no UTF-8 text"):
+        digests(Files(texts=tmp_path / "latin.jsonl"))
 
 
 def test_finish_keeps_facts_in_meta(tmp_path: Path) -> None:
