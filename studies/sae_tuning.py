@@ -72,7 +72,7 @@ class SaeTuning:
     markers: tuple[str, str] = ("Solution:", "answer")
     """Where reasoning begins and ends in a prompt, for the layer scan."""
     full: bool = False
-    """Three seeds of SAEs and tunings, other settings and every layer: half an hour, say."""
+    """Three seeds of SAEs and tunings, other settings and every layer: five times as long."""
     seed: int = 0
     """Of SAEs, tunings, problems, samples and intervals."""
     smoke: bool = False
