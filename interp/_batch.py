@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp._errors import InterpError
+from interp._errors import InterpError, counted
 
 
 @runtime_checkable
@@ -50,8 +50,8 @@ class Batch:
 
     def __repr__(self) -> str:
         least, most = int(self.lengths.min()), int(self.lengths.max())
-        tokens = f"{least} tokens" if least == most else f"{least} to {most} tokens"
-        return f"Batch({len(self)} prompts of {tokens})"
+        tokens = counted(most, "token") if least == most else f"{least} to {most} tokens"
+        return f"Batch({counted(len(self), 'prompt')} of {tokens})"
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])

@@ -34,6 +34,11 @@ def nearest(given: str, valid: Iterable[str], *, n: int = 3) -> str:
     return "valid names: " + ", ".join(repr(name) for name in valid)
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 prompt`, `2 prompts`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def neither_folder_nor_hub(source: str, reason: str) -> str:
     """The sentence for a name that is no folder here and that the hub does not give."""
     folder = Path(source)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp._errors import InterpError
+from interp._errors import InterpError, counted
 from interp._record import load_record, save_record
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class LensTrace:
         said = ", ".join(map(repr, self.answers[0][:3])) if n_rows else ""
         more = f", ... {n_answers} in all" if n_answers > 3 else ""
         lens = self.meta.get("lens", "logit")
-        return f"LensTrace({lens} lens: {n_rows} rows, {n_layers} layers; answers {said}{more})"
+        rows = counted(n_rows, "row")
+        return f"LensTrace({lens} lens: {rows}, {n_layers} layers; answers {said}{more})"
 
     @property
     def prob(self) -> Float[Tensor, "row layer answer"]:

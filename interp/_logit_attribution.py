@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from interp._anatomy import Anatomy
 from interp._answers import Answers, answer_tokens, per_prompt
-from interp._errors import InterpError, UnsupportedSite
+from interp._errors import InterpError, UnsupportedSite, counted
 from interp._forward import run
 from interp._hooked import ports_of
 from interp._hooks import visiting
@@ -50,7 +50,8 @@ class LogitAttribution:
         n_prompts, n_answers, n_parts = self.parts.shape
         said = ", ".join(map(repr, self.answers[0][:3])) if n_prompts else ""
         more = f", ... {n_answers} in all" if n_answers > 3 else ""
-        return f"LogitAttribution({n_prompts} prompts, {n_parts} components; answers {said}{more})"
+        prompts = counted(n_prompts, "prompt")
+        return f"LogitAttribution({prompts}, {n_parts} components; answers {said}{more})"
 
     def table(self) -> pd.DataFrame:
         """Tidy: `prompt answer component layer head logit share`, share of the total logit."""

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from interp._anatomy import Anatomy
 from interp._batch import Batch
-from interp._errors import InterpError
+from interp._errors import InterpError, counted
 from interp._forward import accepted, run
 from interp._hooks import repack_input, unpack_input, unpack_output
 from interp._model import Model, as_model
@@ -49,7 +49,8 @@ class Replay:
 
     def __repr__(self) -> str:
         batch, pos = self.streams[0].shape[:2]
-        return f"Replay({batch} prompts, {pos} positions, {len(self._calls)} blocks)"
+        prompts, positions = counted(batch, "prompt"), counted(pos, "position")
+        return f"Replay({prompts}, {positions}, {len(self._calls)} blocks)"
 
     def run(
         self,

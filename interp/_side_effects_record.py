@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp._errors import counted
 from interp._estimate import Estimate, cluster_mean
 from interp._record import load_record, save_record
 
@@ -51,7 +52,7 @@ class SideEffects:
     def __repr__(self) -> str:
         before, after = self.perplexity
         return (
-            f"SideEffects({len(self.norm_ratio)} texts, {len(self.kl)} tokens; KL "
+            f"SideEffects({counted(len(self.norm_ratio), 'text')}, {len(self.kl)} tokens; KL "
             f"{float(self.kl.mean()):.3g} nats a token, perplexity {before:.4g} to {after:.4g})"
         )
 

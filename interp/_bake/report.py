@@ -13,6 +13,7 @@ from interp._bake.plan import Plan
 from interp._bake.recipe import Realised
 from interp._bake.verify import Verification
 from interp._edit.edit import Edit
+from interp._errors import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,9 +80,8 @@ class BakeReport:
         said = (
             "not verified" if found is None else f"logits differ by {found.difference:.2g} at most"
         )
-        return (
-            f"BakeReport({self.base}: {len(self.folded) - new} tensors changed, {new} new; {said})"
-        )
+        changed = counted(len(self.folded) - new, "tensor")
+        return f"BakeReport({self.base}: {changed} changed, {new} new; {said})"
 
     def table(self) -> pd.DataFrame:
         """One row a tensor, with the fields of `Folded` as columns."""

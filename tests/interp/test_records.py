@@ -194,5 +194,5 @@ def test_a_record_says_in_one_line_what_it_is(ids, trace, tmp_path) -> None:
         assert record == record and (record is trace or record != trace)
     report = interp.bake(paths["a"], off, out=tmp_path / "baked")
     assert re.fullmatch(
-        r"BakeReport\(a: 1 tensors changed, 0 new; logits differ by \S+ at most\)", repr(report)
+        r"BakeReport\(a: 1 tensor changed, 0 new; logits differ by \S+ at most\)", repr(report)
     )
