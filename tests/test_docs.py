@@ -107,7 +107,18 @@ def stand_ins(names: dict[str, Any]) -> dict[str, Any]:
     homes = {"Mia": " Arlen", "Tom": " Borem", "Sue": " Arlen", "Max": " Borem"}
     # Of any words: a covariance of 384 neurons needs as many different keys.
     words = torch.randint(10, len(names["tokenizer"]), (12, 64)).tolist()
+    read = {
+        name: interp.capture(model, names["texts"], "resid_post.*", positions="last")
+        for name, model in (("acts_base", names["model"]), ("acts_tuned", tuned))
+    }
+    x = read["acts_base"]["resid_post.3"][:, 0]
     return names | {
+        **read,
+        "x": x,
+        "x_new": x,
+        "prompts": names["texts"],
+        "labels": ["even", "odd"] * 20,
+        "entities": list(range(40)),
         "base": names["model"],
         "tuned": tuned,
         "target": tuned,
@@ -124,7 +135,8 @@ def stand_ins(names: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "page", ["forgetting", "behaviour", "knowledge-edits", "weight-edits", "bake"]
+    "page",
+    ["forgetting", "behaviour", "knowledge-edits", "weight-edits", "bake", "probes", "patching"],
 )
 def test_blocks_of_a_page_run_as_written(page: str, names: dict[str, Any]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.S)

@@ -290,5 +290,7 @@ def test_bad_checks_are_refused() -> None:
         probes.conjugate_check(short, short, ["a", "b"], lambda i, out: True, forms)
     with pytest.raises(interp.InterpError, match="at least one prompt"):
         probes.conjugate_check(short, short, [], lambda i, out: True, forms)
+    with pytest.raises(interp.InterpError, match="prompts is one text; give a list of texts"):
+        probes.conjugate_check(short, short, "ab", lambda i, out: True, forms)
     with pytest.raises(interp.InterpError, match="'plain' names"):
         probes.conjugate_check(short, short, ["a"], lambda i, out: True, {"plain": (str, str)})
