@@ -65,7 +65,7 @@ class WeightComparison:
         return draw_beside_null(table, metric, ax)
 
     def findings(self) -> list[str]:
-        """What may be said: one sentence a metric and pair, an effect only where |z| >= 3."""
+        """What may be said: of each pair and metric, how many matrices lie outside the null."""
         from interp._weights.aggregate import findings
 
         table = self.table()
