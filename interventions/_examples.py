@@ -104,7 +104,7 @@ def _listed(examples: Any) -> list[Any]:
 def _pair(row: int, example: Any) -> tuple[str, str]:
     """An example as a pair of strings."""
     if isinstance(example, Mapping):
-        pair = [example.get("prompt"), example.get("completion")]
+        pair: list[Any] = [example.get("prompt"), example.get("completion")]
     else:
         pair = list(example) if isinstance(example, tuple | list) else []
     if len(pair) != 2 or not all(isinstance(text, str) for text in pair):

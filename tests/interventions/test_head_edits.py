@@ -15,7 +15,8 @@ from interp import InterpError
 from interventions import _hard_concrete as gates
 from interventions import _head_edits
 from interventions._examples import completion_loss, encode
-from interventions._head_edits import SCHEDULES, _check, _Gated, _schedule
+from interventions._gated_heads import GatedHeads
+from interventions._head_edits import SCHEDULES, _check, _schedule
 from tests.architectures import build
 from tests.oracles.tokenizers import byte_level
 
@@ -57,7 +58,7 @@ def test_it_begins_as_no_edit_and_ends_with_the_model_as_it_was(name: str):
     before = state(model.module)
     ids = model.batch([prompt for prompt, _ in PAIRS])
     example = encode(model, PAIRS[:1], end=True)
-    gated = _Gated.on(model, example, 0.0, torch.Generator().manual_seed(0))
+    gated = GatedHeads.on(model, example, 0.0, torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = model.module(**ids.inputs).logits
         with interp.hooked(model, dict.fromkeys(gated.layers, gated.noisy)):
@@ -73,7 +74,7 @@ def test_it_begins_as_no_edit_and_ends_with_the_model_as_it_was(name: str):
 def test_gradients_agree_with_finite_differences():
     model = interp.load(build("gpt2", dtype=torch.float64))  # Llama norms in float32
     example = [encode_ids((5, 6, 7), (8, 9))]
-    gated = _Gated.on(model, example, 0.3, torch.Generator().manual_seed(3))
+    gated = GatedHeads.on(model, example, 0.3, torch.Generator().manual_seed(3))
     uniform = torch.rand(2, 64, generator=torch.Generator().manual_seed(4))
 
     def loss() -> Tensor:
@@ -182,8 +183,8 @@ def test_by_default_a_high_price_closes_every_gate():
 def test_gates_start_where_they_are_told_and_each_goes_its_own_way():
     model = model_of()
     example = encode(model, PAIRS[:1], end=True)
-    gated = _Gated.on(model, example, 0.0, torch.Generator().manual_seed(0), 2.0)
-    drawn = _Gated.on(model, example, 0.0, torch.Generator().manual_seed(0))
+    gated = GatedHeads.on(model, example, 0.0, torch.Generator().manual_seed(0), 2.0)
+    drawn = GatedHeads.on(model, example, 0.0, torch.Generator().manual_seed(0))
     for site, layer in gated.layers.items():
         assert bool((layer.additive == 2).all() & (layer.multiplicative == 2).all())
         by_chance = torch.cat([drawn.layers[site].additive, drawn.layers[site].multiplicative])
