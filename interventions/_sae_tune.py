@@ -72,9 +72,9 @@ def tune_with_sae(
         rank: of the changes.
         alpha: they are multiplied by `alpha / rank`.
         layers: which blocks change; None for all.
-        modules: which matrices, `q k v o gate up down`, or `attn`, `mlp`; of a fused matrix the part
-            named. What is no matrix of a module of its own, such as experts, is left as it is and
-            named in the notes under `"skipped"`.
+        modules: which matrices, `q k v o gate up down`, or `attn`, `mlp`; of a fused matrix the
+            part named. What is no matrix of a module of its own, such as experts, is left as it is
+            and named in the notes under `"skipped"`.
         sae_grad: what flows back through the SAE: `"full"` (its own gradient), `"ste"` (as if it
             were the identity), or `"none"`, as in the released code: then nothing up to the SAE's
             layer is ever trained.
