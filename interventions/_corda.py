@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from interp import Delta, Edit, InterpError, LowRank, Model
-from interp._edit.applied import adding_to_output
+from interp import Edit, InterpError, LowRank, Model
 from interp._edit.parameters import Parameter, named_parameters
 from interp._forward import run
 from interp._model import as_model
@@ -23,6 +22,7 @@ from interp._selfcheck import evaluating
 from interventions._checkpoint import Checkpoint, digest
 from interventions._choose import Layers, Modules, choose
 from interventions._examples import Encoded, Example, batches, completion_loss, encode, mean_loss
+from interventions._factors import LowRankChanges
 from interventions._sae_stream import token_ids
 from interventions._training import Course, train
 from interventions._weights import open_weights
@@ -148,7 +148,7 @@ def tune_with_corda(
 
 
 @dataclass
-class Adapters:
+class Adapters(LowRankChanges):
     """Two factors of each matrix while they are learned, and what they were at the start."""
 
     at: dict[str, Parameter]
@@ -175,39 +175,7 @@ class Adapters:
         named = {name: side.clone().requires_grad_() for name, side in start.items()}
         return Adapters(at, named, start)
 
-    @contextmanager
-    def on(self) -> Iterator[None]:
-        """The changes on the model, with gradients to the factors."""
-        with ExitStack() as stack:
-            for name, parameter in self.at.items():
-                stack.enter_context(adding_to_output(parameter, Delta(name, self._change(name))))
-            yield
-
-    def edit(self) -> Edit:
-        """The changes as they are now; matrices that never moved are left out."""
-        atoms = []
-        for name in self.at:
-            if all(torch.equal(self.named[side], self.start[side]) for side in _sides(name)):
-                continue
-            change = self._change(name)
-            kept = (side.detach().cpu().clone() for side in (change.left, change.right))
-            atoms.append(Delta(name, LowRank(*kept)))
-        return Edit(atoms)
-
-    def write(self) -> None:
-        """Nothing to write: the model reads the factors themselves."""
-
-    def state(self) -> Mapping[str, Tensor]:
-        """A copy of all that is learned."""
-        return {name: side.detach().clone() for name, side in self.named.items()}
-
-    @torch.no_grad()
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Back to a copy."""
-        for name, side in self.named.items():
-            side.copy_(state[name])
-
-    def _change(self, name: str) -> LowRank:
+    def change(self, name: str) -> LowRank:
         """`B A - B0 A0 = (B - B0) A + B0 (A - A0)`, which is exactly 0 at the start."""
         (a, b), (a0, b0) = (
             [held[side] for side in _sides(name)] for held in (self.named, self.start)
@@ -215,6 +183,10 @@ class Adapters:
         left, right = torch.cat([b - b0, b0], 1), torch.cat([a, a - a0])
         stored_across = isinstance(self.at[name].owner, Conv1D)
         return LowRank(right.T, left.T) if stored_across else LowRank(left, right)
+
+    def moved(self, name: str) -> bool:
+        """Whether a side is another than at the start."""
+        return any(not torch.equal(self.named[s], self.start[s]) for s in _sides(name))
 
 
 def _sides(name: str) -> tuple[str, str]:

@@ -17,9 +17,59 @@ from interventions._choose import Block, Layers, Modules, choose
 from interventions._weights import open_weights
 
 
+class LowRankChanges:
+    """Low-rank changes of some matrices while they are learned, added to their modules' output.
+
+    What holds them has `at`, the matrices, `named`, all that is learned, and says of a matrix its
+    `change` and whether it has `moved`.
+    """
+
+    at: dict[str, Parameter]
+    named: Mapping[str, Tensor]
+
+    def change(self, name: str) -> LowRank:
+        """The change of one matrix as it is now, with gradients to what is learned."""
+        raise NotImplementedError
+
+    def moved(self, name: str) -> bool:
+        """Whether that change is one."""
+        raise NotImplementedError
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """The changes on the model, with gradients to what is learned."""
+        with ExitStack() as stack:
+            for name, parameter in self.at.items():
+                stack.enter_context(adding_to_output(parameter, Delta(name, self.change(name))))
+            yield
+
+    def edit(self) -> Edit:
+        """The changes as they are now; matrices that never moved are left out."""
+        atoms = []
+        for name in self.at:
+            if self.moved(name):
+                change = self.change(name)
+                kept = (side.detach().cpu().clone() for side in (change.left, change.right))
+                atoms.append(Delta(name, LowRank(*kept)))
+        return Edit(atoms)
+
+    def write(self) -> None:
+        """Nothing to write: the model reads what is learned as it is."""
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of all that is learned."""
+        return {name: tensor.detach().clone() for name, tensor in self.named.items()}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Back to a copy."""
+        for name, tensor in self.named.items():
+            tensor.copy_(state[name])
+
+
 @dataclass
-class Factors:
-    """LoRA factors of some matrices while they are learned, added to their modules' output.
+class Factors(LowRankChanges):
+    """LoRA factors: left and right of each matrix.
 
     Args:
         at: the matrices.
@@ -67,8 +117,8 @@ class Factors:
         return factors
 
     @property
-    def named(self) -> dict[str, Tensor]:
-        """All that is learned."""
+    def named(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Both sides of every matrix."""
         return {
             f"{name}/{side}": tensor
             for name, sides in self.learned.items()
@@ -80,37 +130,11 @@ class Factors:
         """The same without names."""
         return list(self.named.values())
 
-    @contextmanager
-    def on(self) -> Iterator[None]:
-        """The changes on the model, with gradients to the factors."""
-        with ExitStack() as stack:
-            for name, parameter in self.at.items():
-                stack.enter_context(adding_to_output(parameter, Delta(name, self._change(name))))
-            yield
-
-    def edit(self) -> Edit:
-        """The changes as they are now; matrices that never moved are left out."""
-        atoms = []
-        for name in self.learned:
-            sides = self._change(name).tensors()
-            kept = [sides[side].detach().cpu().clone() for side in ("left", "right")]
-            if all(bool(side.any()) for side in kept):
-                atoms.append(Delta(name, LowRank(*kept)))
-        return Edit(atoms)
-
-    def _change(self, name: str) -> LowRank:
+    def change(self, name: str) -> LowRank:
+        """Their product, in the rows and columns chosen."""
         left, right = self.learned[name]
         return self.within[name].low_rank(self.scale * left, right)
 
-    def write(self) -> None:
-        """Nothing to do: the model adds what is learned as it is."""
-
-    def state(self) -> dict[str, Tensor]:
-        """A copy of all that is learned."""
-        return {name: tensor.detach().clone() for name, tensor in self.named.items()}
-
-    @torch.no_grad()
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Back to a copy."""
-        for name, tensor in self.named.items():
-            tensor.copy_(state[name])
+    def moved(self, name: str) -> bool:
+        """Whether neither side is 0."""
+        return all(bool(side.any()) for side in self.learned[name])
