@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ def batches(rows: Tensor, size: int, steps: int) -> Iterator[Tensor]:
 
 
 def interp(
-    rows: Tensor, d_sae: int, k: int, size: int, steps: int, seed: int, lr: float
+    rows: Tensor, d_sae: int, k: int, size: int, steps: int, seed: int, lr: float,
+    aux: float = 1 / 32,
 ) -> Any:  # fmt: skip
     """Ours, with everything that `train_sae` does to a batch."""
     from interventions._sae_learner import Learner
     from interventions._sae_plan import SAEPlan
 
-    plan = SAEPlan("resid_post.0", "topk", d_sae, k, lr=lr, seed=seed)
+    plan = SAEPlan("resid_post.0", "topk", d_sae, k, lr=lr, aux=aux, seed=seed)
     with torch.no_grad():
         learner = Learner.begin(plan, rows[:32_768], steps, size)
 
@@ -136,6 +138,7 @@ def main() -> None:
     data = load_file(path)
     trainers: dict[str, Callable[..., Any]]
     trainers = {"interp": interp, "sae-lens": sae_lens, "sparsify": sparsify}
+    trainers["interp without AuxK"] = partial(interp, aux=0.0)
     for lr in rates:
         train = trainers[name](data["train"], *sizes, lr)
         before = peak(reset=True)

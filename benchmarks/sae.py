@@ -21,7 +21,9 @@ from benchmarks._report import Report, Section, row_of
 from studies import organisms
 from studies._problems import organism_texts
 
-PEERS = ("sparsify", "sae-lens")
+OURS, PLAIN = "interp", "interp without AuxK"
+# What is compared with each peer: sae-lens has AuxK by default, as ours has, and sparsify has not.
+PEERS = {"sparsify": (PLAIN, OURS), "sae-lens": (OURS,)}
 ENVIRONMENT = "INTERP_SAE_PEERS"  # a python that can import both peers
 TARGET = 1 / 1.5  # ours over a peer's
 # d_sae, k, tokens a batch, steps
@@ -35,11 +37,12 @@ with one thread, in a random order every round. A rate means something else to e
 each one's is chosen first, with seed 0, by its FVU on {HELD} dev rows (below); rounds then have
 other seeds and the FVU is that on {HELD} test rows, which nothing was chosen on. All use Adam, and
 its rate rises over a twentieth of the steps, then falls as each trainer does. Ours is
-`Learner.step` with AuxK, all of what `train_sae` does to a batch. sae-lens is its SAETrainer.
-sparsify is its SparseCoder with the steps of its Trainer.fit, whose loop takes a model and not
-activations; without AuxK, its default. Peak growth is by how much training lifted the process's
-memory over what it held with the activations loaded. The target is judged only where ours is at
-most 2 % above the peer's FVU. Set {ENVIRONMENT} to the python of an environment with
+`Learner.step` with AuxK, all of what `train_sae` does to a batch, and once more without AuxK.
+sae-lens is its SAETrainer, with AuxK. sparsify is its SparseCoder with the steps of its
+Trainer.fit, whose loop takes a model and not activations; without AuxK, its default. Peak growth
+is by how much training lifted the process's memory over what it held with the activations loaded.
+The target is judged only where ours is at most 2 % above the peer's FVU. Set
+{ENVIRONMENT} to the python of an environment with
 eai-sparsify and sae-lens; without it only ours runs."""
 Found = dict[str, list[dict[str, Any]]]  # a training each, by trainer
 
@@ -48,7 +51,7 @@ def run(*, quick: bool, seconds: float) -> Report:
     """Measure; rounds end when the time is spent."""
     report = Report("sae", NOTES)
     sizes = ((64, 4, 64, 3),) if quick else SIZES
-    names = ["interp", *(PEERS if os.environ.get(ENVIRONMENT) else ())]
+    names = [OURS, PLAIN, *(PEERS if os.environ.get(ENVIRONMENT) else ())]
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "activations.safetensors"
         save_file(_activations(512 if quick else HELD, 2048 if quick else 200_000), data)
@@ -79,13 +82,14 @@ def _rounds(
 def _train(
     name: str, data: Path, size: tuple[int, ...], seed: int, rates: tuple[float, ...]
 ) -> list[dict[str, Any]]:
-    python = sys.executable if name == "interp" else os.environ[ENVIRONMENT]
+    ours = name in (OURS, PLAIN)
+    python = sys.executable if ours else os.environ[ENVIRONMENT]
     root = Path(__file__).resolve().parents[1]
     script = str(root / "benchmarks" / "_sae_trainers.py")
     done = subprocess.run(
         [python, script, name, str(data), *map(str, (*size, seed, *rates))],
         capture_output=True, text=True, check=True,
-        env=os.environ | ({"PYTHONPATH": str(root)} if name == "interp" else {}),
+        env=os.environ | ({"PYTHONPATH": str(root)} if ours else {}),
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
@@ -94,25 +98,24 @@ def _section(size: tuple[int, ...], found: Found) -> Section:
     wall = {name: [one["seconds"] for one in runs] for name, runs in found.items()}
     cpu = {name: [one["cpu"] for one in runs] for name, runs in found.items()}
     mean = {name: sum(one["test"] for one in runs) / len(runs) for name, runs in found.items()}
-    everyone = [Contestant(name, _nothing) for name in found if name != "interp"]
-    for peer in PEERS:
-        if peer in found:
-            name = f"interp, beside {peer}"
-            wall[name], cpu[name] = wall["interp"], cpu["interp"]
+    everyone = [Contestant(name, _nothing) for name in found if name != OURS]
+    stands = {name: name for name in found}
+    for peer, mine in PEERS.items():
+        for name in mine if peer in found else ():
+            beside = f"{name}, beside {peer}"
+            wall[beside], cpu[beside], stands[beside] = wall[name], cpu[name], name
             # Being faster counts only where the FVU reached is no worse, within 2 %.
-            judged = (TARGET, TARGET) if mean["interp"] <= 1.02 * mean[peer] else None
-            everyone.append(Contestant(name, _nothing, target=judged, reference=peer))
-    if len(found) == 1:
-        everyone = [Contestant("interp", _nothing)]
+            judged = (TARGET, TARGET) if mean[name] <= 1.02 * mean[peer] else None
+            everyone.append(Contestant(beside, _nothing, target=judged, reference=peer))
     timing = Timing(wall, cpu)
-    section = Section(_title(size), "interp", timing)
+    section = Section(_title(size), OURS, timing)
     for one in everyone:
-        key = "interp" if one.name.startswith("interp") else one.name
+        key = stands[one.name]
         median = sorted(cpu[key])[len(cpu[key]) // 2]
         rate = round(size[2] * size[3] / median)
         said = f"{one.name}: {rate:,} tokens a CPU second, FVU {mean[key]:.4f}"
         section.rows.append(
-            row_of(one, timing, "interp") | {
+            row_of(one, timing, OURS) | {
                 "contestant": said, "tokens_per_cpu_second": rate, "lr": found[key][0]["lr"],
                 "fvu": [run["test"] for run in found[key]],
                 "peak_growth_bytes": max(run["peak_growth_bytes"] for run in found[key]),
