@@ -36,8 +36,8 @@ def load(
         source: folder, hub id, or module; a held module is neither copied nor switched to eval,
             and a handle is given back (with `tokenizer`, if one is given).
         tokenizer: a tokenizer, or a path to one; by default the one beside the weights.
-        dtype: as in transformers; by default the checkpoint's own.
-        device_map: as in transformers (`"auto"`, a device, a map).
+        dtype: as in transformers; by default the checkpoint's own. Not for a held module.
+        device_map: as in transformers (`"auto"`, a device, a map). Not for a held module.
         revision: branch, tag or commit of a hub checkpoint.
         check: prove on four tokens, at first use, that sites are what their names promise;
             switch off for models too large for one spare forward.
@@ -51,6 +51,12 @@ def load(
         >>> model = interp.load("path/to/checkpoint", dtype=torch.float32)
         >>> model = interp.load(module, tokenizer=tokenizer)
     """
+    held = isinstance(source, Model | torch.nn.Module)
+    if held and (dtype is not None or device_map is not None):
+        raise InterpError(
+            "dtype and device_map say how to load a checkpoint, and a module you hold is read as "
+            "it is; change it first, as with module.to(torch.bfloat16)"
+        )
     if isinstance(source, Model):
         if tokenizer is None:
             return source

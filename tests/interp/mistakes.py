@@ -59,6 +59,7 @@ def main(folder: Path) -> dict[str, str]:
         "no text but a number": lambda: interp.side_effects(model, edit, 5),
         "list of diffs": lambda: interp.compare([interp.diff(module, module)]),
         "dtype": lambda: interp.load("stories", dtype="bf16"),
+        "dtype of a module": lambda: interp.load(module, dtype=torch.bfloat16),
         "load nothing": lambda: interp.load(None),
         "load a name": lambda: interp.load("storys"),
         "load from home": lambda: interp.load("~/no-such-checkpoint"),

@@ -33,6 +33,7 @@ SAYS = {
     "no edit": r"edit is a dict; expected an Edit",
     "no text but a number": r"texts is of type int; give a list of texts",
     "list of diffs": r"got a list; of a list: compare\(\*diffs\)",
+    "dtype of a module": r"a module you hold is read as it is",
     "dtype": r"no dtype 'bf16'; nearest valid names: 'bfloat16'",
     "load nothing": r"source is of type NoneType; give a folder, a hub id or a module",
     "load a name": r"'storys' is neither a folder here \(nearest .*'stories'\) nor a checkpoint",
