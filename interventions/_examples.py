@@ -90,6 +90,26 @@ def mean_loss(model: Model, encoded: Sequence[Encoded], rows: int = 64) -> float
     return total / count
 
 
+@torch.no_grad()
+def answered(
+    model: Model, encoded: Sequence[Encoded], rows: int = 64
+) -> tuple[list[bool], list[float]]:
+    """Whether greedy decoding would write each completion, and its log-probability in nats.
+
+    Greedy decoding writes it if and only if each token is the likeliest after those before.
+    """
+    right: list[bool] = []
+    nats: list[float] = []
+    for start in range(0, len(encoded), rows):
+        batch, teacher = _teacher_forced(model, encoded[start : start + rows])
+        logits = model.module(**accepted(model.module, batch.inputs), use_cache=False).logits
+        logprobs = logits[teacher.rows, teacher.columns].float().log_softmax(-1).cpu()
+        misses = (logprobs.argmax(-1) != teacher.tokens).float()
+        right += (teacher.total(misses) == 0).tolist()
+        nats += teacher.total(logprobs.gather(1, teacher.tokens[:, None])[:, 0]).tolist()
+    return right, nats
+
+
 def _listed(examples: Any) -> list[Any]:
     if isinstance(examples, str | Mapping) or not hasattr(examples, "__iter__"):
         raise InterpError(

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from interp import Affine, Edit, InterpError, Model
-from interp._answers import teacher_forced
-from interp._forward import accepted
 from interp._model import as_model
 from interp._selfcheck import evaluating
-from interventions._examples import Encoded, Example, encode
+from interventions._examples import Example, answered, encode
 from interventions._head_gates import HeadGates
 
 Head = tuple[int, int]
@@ -67,7 +65,7 @@ def thin_head_edits(
 
     def cost(kept: Collection[Head]) -> tuple[float, float]:
         with _only(found.edit, kept).applied(handle), evaluating(handle.module):
-            return _clustered(_nats(handle, encoded), named)
+            return _clustered([-nats for nats in answered(handle, encoded)[1]], named)
 
     heads = found.heads
     alone = {head: cost([h for h in heads if h != head])[0] for head in heads}
@@ -120,17 +118,3 @@ def _clustered(values: Sequence[float], groups: Sequence[object]) -> tuple[float
     means = [statistics.fmean(some) for some in members.values()]
     error = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else 0.0
     return statistics.fmean(means), error
-
-
-@torch.no_grad()
-def _nats(model: Model, encoded: Sequence[Encoded], rows: int = 64) -> list[float]:
-    """-log p of each completion."""
-    found: list[float] = []
-    for start in range(0, len(encoded), rows):
-        some = encoded[start : start + rows]
-        prompts = model.batch([list(one.prompt) for one in some])
-        batch, teacher = teacher_forced(model, prompts, [[list(one.completion)] for one in some])
-        logits = model.module(**accepted(model.module, batch.inputs), use_cache=False).logits
-        logprobs = logits[teacher.rows, teacher.columns].float().log_softmax(-1).cpu()
-        found += (-teacher.total(logprobs.gather(1, teacher.tokens[:, None])[:, 0])).tolist()
-    return found

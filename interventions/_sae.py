@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp import InterpError
+from interp._batch import is_index
 from interp._edit.affine import HEAD_SITES
 from interp._errors import nearest
 from interp._site import Site
@@ -83,6 +84,10 @@ class SAE:
         missing = [name for name in needs if getattr(self, name) is None]
         if missing:
             raise InterpError(f"an SAE of kind {self.kind!r} needs {' and '.join(missing)}")
+        if (odd := misfit(self.tensors)) is not None:
+            raise InterpError(odd)
+        if self.k is not None and not is_index(self.k):
+            raise InterpError(f"k={self.k!r}: expected a whole number")
         if self.kind == "topk" and not 1 <= (self.k or 0) <= self.d_sae:
             raise InterpError(f"k={self.k}: a topk SAE of {self.d_sae} features takes 1 to that")
         for name, tensor in self.tensors.items():
@@ -105,21 +110,28 @@ class SAE:
         names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "b_gate", "r_mag")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... feature"]:
-        """The latents, dense, in the SAE's dtype."""
+    def encode(
+        self, x: Float[Tensor, "... d_in"], features: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "... feature"]:
+        """The latents, dense, in the SAE's dtype; of some features, only theirs are computed.
+
+        A topk SAE needs all of them to know which are the greatest.
+        """
         self._check(x)
         x = x.to(self.W_enc.dtype)
-        projected = (x - self.b_dec if self.center else x) @ self.W_enc
+        at = slice(None) if features is None or self.kind == "topk" else features
+        projected = (x - self.b_dec if self.center else x) @ self.W_enc[:, at]
         if self.kind == "gated":
             assert self.r_mag is not None and self.b_gate is not None
-            magnitude = (self.r_mag.exp() * projected + self.b_enc).relu()
-            return magnitude * (projected + self.b_gate > 0)
-        pre = projected + self.b_enc
+            magnitude = (self.r_mag[at].exp() * projected + self.b_enc[at]).relu()
+            return magnitude * (projected + self.b_gate[at] > 0)
+        pre = projected + self.b_enc[at]
         if self.kind == "topk":
             values, index = pre.topk(self.k or 1, dim=-1, sorted=False)
-            return torch.zeros_like(pre).scatter(-1, index, values.relu())
+            latents = torch.zeros_like(pre).scatter(-1, index, values.relu())
+            return latents if features is None else latents[..., features]
         if self.threshold is not None:
-            return pre.relu() * (pre > self.threshold)
+            return pre.relu() * (pre > self.threshold[at])
         return pre.relu()
 
     def decode(self, latents: Float[Tensor, "... feature"]) -> Float[Tensor, "... d_in"]:
@@ -163,6 +175,21 @@ class SAE:
                 f"({self.site or 'site unknown'} of {self.model or 'an unnamed model'})"
             )
         return x
+
+
+def misfit(tensors: Mapping[str, Tensor]) -> str | None:
+    """A sentence on the first of an SAE's weights whose shape is not what W_enc's asks for."""
+    encoder = tensors["W_enc"]
+    rows, columns = encoder.shape if encoder.ndim == 2 else (0, 0)
+    shapes = {"W_enc": (rows, columns), "W_dec": (columns, rows), "b_dec": (rows,)}
+    for name, tensor in tensors.items():
+        wanted = shapes.get(name, (columns,))
+        if tuple(tensor.shape) != wanted:
+            return (
+                f"{name} has shape {list(tensor.shape)}; with W_enc {rows} by {columns} it must be "
+                f"{list(wanted)}"
+            )
+    return None
 
 
 def identity_sae(d_in: int, site: str | None = None) -> SAE:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from interp import InterpError
+from interp._errors import nearest
 from interp._record import provenance
 from interventions._sae_card_html import card_html
 
@@ -62,6 +64,11 @@ class SAECard:
     def value(self, quantity: str, sae: str = "trained") -> float:
         """One number by its name, such as `card.value("fvu")`."""
         found = {(q.sae, q.quantity): q.value for q in self.quantities}
+        if (sae, quantity) not in found:
+            known = [name for which, name in found if which == sae] or [which for which, _ in found]
+            raise InterpError(
+                f"this card has no {quantity!r} of {sae!r}; {nearest(quantity, known)}"
+            )
         return found[(sae, quantity)]
 
     def table(self) -> pd.DataFrame:

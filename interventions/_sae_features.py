@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp import Edit, InterpError, Site, SiteNotFound
+from interp._batch import is_index
 from interventions._sae import SAE
 
 # What one would ask of an Edit.
@@ -48,14 +50,17 @@ class FeatureEdit:
         rows = self.sae.flat(tensor, site)
         _check_place(self.sae, site)
         at = torch.tensor(self.features, device=rows.device)
-        latents = self.sae.encode(rows)
-        before = latents[..., at]
-        after = self.scale.to(before) * before + self.shift.to(before)
         if self.keep_error:
-            made = rows + ((after - before) @ self.sae.W_dec[at]).to(rows.dtype)
+            before = self.sae.encode(rows, at)
+            made = rows + ((self._after(before) - before) @ self.sae.W_dec[at]).to(rows.dtype)
         else:
-            made = self.sae.decode(latents.index_copy(-1, at, after)).to(rows.dtype)
+            latents = self.sae.encode(rows)
+            latents = latents.index_copy(-1, at, self._after(latents[..., at]))
+            made = self.sae.decode(latents).to(rows.dtype)
         return made.view(tensor.shape)
+
+    def _after(self, latents: Float[Tensor, "... chosen"]) -> Float[Tensor, "... chosen"]:
+        return self.scale.to(latents) * latents + self.shift.to(latents)
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_EDITS:
@@ -150,9 +155,11 @@ def _edit(
 ) -> FeatureEdit:
     if not features:
         raise InterpError("no features to edit; name at least one")
-    wrong = [j for j in features if not 0 <= j < sae.d_sae]
+    wrong = [j for j in features if not (is_index(j) and 0 <= j < sae.d_sae)]
     if wrong:
         raise InterpError(f"feature {wrong[0]} is not there: this SAE has 0 to {sae.d_sae - 1}")
+    if not all(map(math.isfinite, (*scale, *(shift or ())))):
+        raise InterpError(f"features cannot be set to NaN or infinity: {shift or scale}")
     if len(set(features)) < len(features):
         raise InterpError("a feature is named twice; once is enough")
     return FeatureEdit(

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from interp import InterpError, Site, SiteNotFound
+from interp._batch import is_index
 from interp._errors import nearest
 from interp._record import provenance, replacing
-from interventions._sae import SAE
+from interventions._sae import SAE, misfit
 
 if TYPE_CHECKING:
     from interventions._sae_card import SAECard
@@ -126,7 +127,8 @@ def _saelens(folder: Path) -> SAE:
             f"{folder} wants its input normalised ({norm!r}); fold that into its weights with "
             f"SAELens (fold_activation_norm_scaling_factor), then save it again"
         )
-    metadata = config.get("metadata") or config
+    metadata = config.get("metadata")
+    metadata = metadata if isinstance(metadata, Mapping) and metadata else config
     given = metadata.get("site") or metadata.get("hook_name")
     trained = metadata.get("training_architecture")
     kind = "batchtopk" if (architecture, trained) == ("jumprelu", "batchtopk") else architecture
@@ -253,20 +255,15 @@ def _built(
             f"read wrongly without"
         )
     held: dict[str, Any] = {name: t.float() for name, t in tensors.items() if t is not None}
-    rows, columns = held["W_enc"].shape if held["W_enc"].ndim == 2 else (0, 0)
-    shapes = {"W_enc": (rows, columns), "W_dec": (columns, rows), "b_dec": (rows,)}
-    said = {"d_in": rows, "d_sae": columns}
-    for name, tensor in held.items():
-        wanted = shapes.get(name, (columns,))
-        if tuple(tensor.shape) != wanted:
-            raise InterpError(
-                f"{name} in {folder} has shape {list(tensor.shape)}; with W_enc {rows} by "
-                f"{columns} it must be {list(wanted)}"
-            )
-    for name, found in said.items():
+    k = options.get("k")
+    odd = misfit(held) if k is None or is_index(k) else f"k={k!r} is no whole number"
+    if odd is not None:
+        raise InterpError(f"{folder} holds no usable SAE: {odd}")
+    sae = SAE(kind, site=site, model=model, **held, **options)
+    for name, found in {"d_in": sae.d_in, "d_sae": sae.d_sae}.items():
         if isinstance(config.get(name), int) and config[name] != found:
             raise InterpError(f"{folder} says {name} {config[name]}, and its weights have {found}")
-    return SAE(kind, site=site, model=model, **held, **options)
+    return sae
 
 
 def _folded(sae: SAE) -> SAE:

@@ -75,8 +75,14 @@ def sae_card(
         raise InterpError("no texts to measure the SAE on; give a list of some")
     limit = context or handle.anatomy.max_positions
     ids = [token_ids(handle, one, limit) for one in texts]
-    if min(map(len, ids)) < 2:
-        raise InterpError("a text of one token has no next one; give texts of two tokens or more")
+    if (context is not None and context < 2) or prompts < 1:
+        raise InterpError(f"context={context}, prompts={prompts}: expected at least 2, and 1")
+    short = [number for number, one in enumerate(ids) if len(one) < 2]
+    if short:
+        raise InterpError(
+            f"text {short[0]} has {len(ids[short[0]])} tokens and so no next one to predict; leave "
+            f"out texts of fewer than two ({len(short)} of {len(ids)})"
+        )
     batches = [handle.batch(ids[i : i + prompts]) for i in range(0, len(ids), prompts)]
     with reading(handle):
         centre = _mean(handle, sae, batches)
@@ -194,6 +200,8 @@ def _mean(model: Model, sae: SAE, batches: Sequence[Batch]) -> Float[Tensor, " d
     total, count = torch.zeros(sae.d_in, dtype=torch.float64), 0
     for batch in batches:
         rows, stands = _rows(model, sae, batch)
+        if not bool(rows[batch.attention_mask.bool().to(rows.device)].isfinite().all()):
+            raise InterpError(f"activations at {sae.site} are not finite; look for NaN in weights")
         total += rows[stands].double().sum(0).cpu()
         count += int(stands.sum())
     if not count:

@@ -62,3 +62,10 @@ class SAEPlan:
                 f"lr={self.lr}, aux={self.aux}, bandwidth={self.bandwidth}: expected more than 0, "
                 f"at least 0, more than 0"
             )
+        if (self.sparsity or 0) < 0 or any(
+            value is not None and value < 1 for value in (self.k_aux, self.dead_after)
+        ):
+            raise InterpError(
+                f"sparsity={self.sparsity}, k_aux={self.k_aux}, dead_after={self.dead_after}: "
+                f"expected at least 0, at least 1, at least 1 (or None)"
+            )

@@ -110,6 +110,12 @@ def _kept(
     keep = mask.clone()
     if drop_first:
         keep[:, 0] = False
+    for name, tensor in found.items():
+        if not bool(tensor[keep.to(tensor.device)].isfinite().all()):
+            raise InterpError(
+                f"activations at {name} are not finite; look for NaN in the weights, or load the "
+                f"model in a wider dtype"
+            )
     if max_norm is not None and bool(keep.any()):
         for tensor in found.values():
             norm = tensor.float().norm(dim=-1).to(keep.device)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -17,7 +18,7 @@ from interp._hooked import ports_of
 from interp._model import as_model
 from interp._reading import fingerprint
 from interventions import _sae_checkpoint
-from interventions._checkpoint import Checkpoint
+from interventions._checkpoint import Checkpoint, digest
 from interventions._sae import SAE
 from interventions._sae_learner import Learner
 from interventions._sae_plan import SAEPlan
@@ -45,7 +46,7 @@ def train_sae(
     drop_first: bool = True,
     max_norm: int | float | None = 10.0,
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 1000,
+    checkpoint_every: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> SAE:
@@ -81,7 +82,7 @@ def train_sae(
         max_norm: leave out tokens whose norm is more than so many times the median; None for none.
         checkpoint: a folder that keeps the whole state every `checkpoint_every` steps; the same
             call continues from it, to the same result bit for bit. Removed at the end.
-        checkpoint_every: steps.
+        checkpoint_every: steps; a tenth of all by default.
         seed: of texts' order, shuffling and the decoder's directions.
         progress: show a bar where it takes more than two seconds.
 
@@ -89,9 +90,10 @@ def train_sae(
         An SAE; its `meta["history"]` holds losses, L0 and dead latents along the way.
 
     Raises:
-        InterpError: no texts or tokens, a buffer smaller than a batch, another training in the
-            checkpoint, a loss that is not finite in the first step. A later one ends the training
-            with a warning and the last good state is returned.
+        InterpError: no texts or tokens, a buffer smaller than a batch, activations that are not
+            finite, another training or anything else in the checkpoint, a loss that is not finite
+            in the first step. A later one ends the training with a warning and the last good state
+            is returned.
 
     Examples:
         >>> sae = iv.train_sae(model, texts, "resid_post.3", d_sae=256, k=8, tokens=20_000,
@@ -130,7 +132,7 @@ def train_saes(
     drop_first: bool = True,
     max_norm: int | float | None = 10.0,
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 1000,
+    checkpoint_every: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, SAE]:
@@ -162,60 +164,92 @@ def train_saes(
         'resid_post.3'
     """
     handle = as_model(model)
-    if not plans or tokens < batch_size or batch_size < 1 or buffer < batch_size:
-        raise InterpError(
-            f"{len(plans)} plans, tokens={tokens}, batch_size={batch_size}, buffer={buffer}: "
-            f"expected at least one plan, a batch of tokens, and a buffer that holds a batch"
-        )
+    _check(plans, tokens, batch_size, buffer, context, prompts, checkpoint_every)
     named = {name: _site(handle, plan) for name, plan in plans.items()}
     sites = list(dict.fromkeys(named.values()))
     chunks = chunks_of(
         handle, data, sites, context=context, prompts=prompts, drop_first=drop_first,
         max_norm=max_norm,
     )  # fmt: skip
-    stream = Shuffled(chunks, buffer, seed)
-    steps = tokens // batch_size
-    learners = {
-        name: Learner.begin(plan, stream.rows[str(named[name])], steps, batch_size)
-        for name, plan in plans.items()
-    }
     asked = {
         "plans": {name: asdict(plan) for name, plan in plans.items()}, "tokens": tokens,
         "batch_size": batch_size, "buffer": buffer, "context": context, "prompts": prompts,
         "drop_first": drop_first, "max_norm": max_norm, "seed": seed,
         "weights": fingerprint(handle.module), "texts": len(data),
     }  # fmt: skip
-    kept = None if checkpoint is None else Checkpoint(checkpoint, _sae_checkpoint.KIND, asked)
-    done = 0 if kept is None else _sae_checkpoint.restored(kept, stream, learners)
+    kept = None
+    if checkpoint is not None:
+        kept = Checkpoint(checkpoint, _sae_checkpoint.KIND, asked | {"data": _digest(data)})
+    steps = tokens // batch_size
+    every = checkpoint_every or max(1, steps // 10)
     stopped = None
-    bar = tqdm(
-        total=steps, initial=done, desc="steps", unit="step", delay=2, leave=False,
-        disable=not progress,
-    )  # fmt: skip
-    with bar, torch.inference_mode(False), torch.no_grad():
-        for step in range(done, steps):
-            rows = stream.draw(batch_size)
-            lost = [
-                name for name, learner in learners.items()
-                if not learner.step(rows[str(named[name])], step)
-            ]  # fmt: skip
-            if lost:
-                stopped = _stopped(lost, step, learners)
-                break
-            if kept is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-                _sae_checkpoint.save(kept, step + 1, stream, learners)
-            bar.update()
-    shared = {key: value for key, value in asked.items() if key != "plans"}
-    made = {
-        name: learner.sae(
-            str(named[name]), handle.name or type(handle.module).__name__,
-            shared | {"plan": asdict(plans[name]), "stopped": stopped},
-        )
-        for name, learner in learners.items()
-    }  # fmt: skip
+    device = next(handle.module.parameters()).device.type
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+        stream = Shuffled(chunks, buffer, seed)
+        learners = {
+            name: Learner.begin(plan, stream.rows[str(named[name])], steps, batch_size)
+            for name, plan in plans.items()
+        }
+        done = 0 if kept is None else _sae_checkpoint.restored(kept, stream, learners)
+        bar = tqdm(
+            total=steps, initial=done, desc="steps", unit="step", delay=2, leave=False,
+            disable=not progress,
+        )  # fmt: skip
+        with bar:
+            for step in range(done, steps):
+                rows = stream.draw(batch_size)
+                lost = [
+                    name for name, learner in learners.items()
+                    if not learner.step(rows[str(named[name])], step)
+                ]  # fmt: skip
+                if lost:
+                    stopped = _stopped(lost, step, learners)
+                    break
+                if kept is not None and (step + 1) % every == 0 and step + 1 < steps:
+                    _sae_checkpoint.save(kept, step + 1, stream, learners)
+                bar.update()
+        shared = {key: value for key, value in asked.items() if key != "plans"}
+        made = {
+            name: learner.sae(
+                str(named[name]), handle.name or type(handle.module).__name__,
+                shared | {"plan": asdict(plans[name]), "stopped": stopped},
+            )
+            for name, learner in learners.items()
+        }  # fmt: skip
     if kept is not None:
         kept.remove()
     return made
+
+
+def _check(
+    plans: Mapping[str, SAEPlan], tokens: int, batch_size: int, buffer: int, context: int | None,
+    prompts: int, checkpoint_every: int | None,
+) -> None:  # fmt: skip
+    if not isinstance(plans, Mapping) or not plans or tokens < batch_size:
+        raise InterpError(
+            f"plans is {type(plans).__name__} and tokens={tokens}: expected SAEPlans by names of "
+            f"yours, at least one, and at least one batch of {batch_size} tokens"
+        )
+    if batch_size < 1 or buffer < batch_size or prompts < 1:
+        raise InterpError(
+            f"batch_size={batch_size}, buffer={buffer}, prompts={prompts}: expected at least 1, "
+            f"a buffer that holds a batch, and at least 1"
+        )
+    named = {"context": context, "checkpoint_every": checkpoint_every}
+    for name, value in named.items():
+        if value is not None and value < 1:
+            raise InterpError(f"{name}={value}: expected at least 1, or None")
+
+
+def _digest(data: Sequence[Any] | ActivationStore) -> str:
+    """What tells these texts or activations from others."""
+    if not isinstance(data, ActivationStore):
+        return digest(*(one if isinstance(one, str) else list(one) for one in data))
+    prompts = []
+    for file in data.files:
+        with safe_open(file, framework="pt") as opened:
+            prompts.append(opened.metadata())
+    return digest(data.meta, prompts)
 
 
 def _site(model: Model, plan: SAEPlan) -> Site:

@@ -18,9 +18,9 @@ import interventions as iv
 from interp import Model, Site
 from interp._attribute_sweep import _frozen
 from interp._selfcheck import evaluating
-from interventions._examples import Encoded, batches, completion_loss, encode, mean_loss
+from interventions._examples import Encoded, answered, batches, completion_loss, encode, mean_loss
 from studies._head_edits_price import Priced, dearest
-from studies._head_edits_tasks import Question, answered
+from studies._head_edits_tasks import Question
 
 Hooks = dict[str | Site, Callable[[Tensor, Site], Tensor | None]]
 ROWS = 8

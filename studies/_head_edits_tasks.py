@@ -8,14 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 import interp
 import interventions as iv
 from interp import InterpError, Model
-from interp._answers import teacher_forced
-from interp._forward import accepted
-from interventions._examples import Encoded, encode
+from interventions._examples import answered, encode
 
 _EXAMPLE = '{"prompt": "Question: Where does Mia live? Answer:", "answer": " Arlen"}'
 TERSE = "Given {name}, {attribute}:"
@@ -118,28 +114,6 @@ def parted(questions: Sequence[Question], dev: int, test: int) -> Parts:
             f"{dev} for dev and {test} for test; give more, or lower dev or test"
         )
     return Parts(parts[2], parts[0], parts[1])
-
-
-@torch.no_grad()
-def answered(
-    model: Model, encoded: Sequence[Encoded], rows: int = 64
-) -> tuple[list[bool], list[float]]:
-    """Whether greedy decoding would write each completion, and its log-probability in nats.
-
-    Greedy decoding writes it if and only if each token is the likeliest after those before.
-    """
-    right: list[bool] = []
-    nats: list[float] = []
-    for start in range(0, len(encoded), rows):
-        some = encoded[start : start + rows]
-        prompts = model.batch([list(one.prompt) for one in some])
-        batch, teacher = teacher_forced(model, prompts, [[list(one.completion)] for one in some])
-        logits = model.module(**accepted(model.module, batch.inputs), use_cache=False).logits
-        logprobs = logits[teacher.rows, teacher.columns].float().log_softmax(-1).cpu()
-        misses = (logprobs.argmax(-1) != teacher.tokens).float()
-        right += (teacher.total(misses) == 0).tolist()
-        nats += teacher.total(logprobs.gather(1, teacher.tokens[:, None])[:, 0]).tolist()
-    return right, nats
 
 
 def planted(

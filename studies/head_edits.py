@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from interp import InterpError, Model
 from interp._estimate import Estimate, cluster_mean
-from interventions._examples import encode
+from interventions._examples import answered, encode
 from studies import _head_edits_figures as figures
 from studies._checkpoints import ORGANISM, identity, open_checkpoint
 from studies._head_edits_methods import METHODS, RATES, ROWS, Learned, Plan, with_examples
@@ -28,7 +28,6 @@ from studies._head_edits_price import dearest
 from studies._head_edits_tasks import (
     Parts,
     Question,
-    answered,
     organism_parts,
     planted,
     read_parts,

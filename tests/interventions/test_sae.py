@@ -412,6 +412,41 @@ def test_the_first_texts_may_be_silent():
     assert edit.notes["tune_with_sae"]["history"]
 
 
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "jumprelu", "gated", "standard"])
+def test_some_latents_are_those_of_all(kind: str):
+    draw = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.randn(*shape, generator=draw)
+        for name, shape in {"W_enc": (6, 20), "W_dec": (20, 6), "b_enc": (20,), "b_dec": (6,),
+                            "threshold": (20,), "b_gate": (20,), "r_mag": (20,)}.items()
+    }  # fmt: skip
+    wanted = {"gated": {"b_gate", "r_mag"}, "batchtopk": {"threshold"}, "jumprelu": {"threshold"}}
+    for name in {"threshold", "b_gate", "r_mag"} - wanted.get(kind, set()):
+        del weights[name]
+    sae = iv.SAE(kind, k=4, **weights)
+    x, chosen = torch.randn(3, 5, 6, generator=draw), torch.tensor([17, 2, 9])
+    torch.testing.assert_close(sae.encode(x, chosen), sae.encode(x)[..., chosen])
+    assert bool((sae.encode(x, chosen) > 0).any())
+
+
+def test_mistakes_with_features_and_cards_are_said():
+    model = model_of()
+    sae = sae_of(model)
+    with pytest.raises(InterpError, match="cannot be set to NaN or infinity"):
+        iv.clamp_features(sae, {1: float("nan")})
+    with pytest.raises(InterpError, match=r"text 1 has 1 tokens .*\(1 of 2\)"):
+        iv.sae_card(model, sae, [TEXTS[0], "a"])
+    with pytest.raises(InterpError, match="context=1, prompts=8: expected"):
+        iv.sae_card(model, sae, TEXTS, context=1)
+    card = iv.sae_card(model, sae, TEXTS, top=1)
+    with pytest.raises(InterpError, match=r"no 'FVU' of 'trained'; .*'fvu'"):
+        card.value("FVU")
+    with torch.no_grad():
+        model.module.get_input_embeddings().weight[:] = torch.nan
+    with pytest.raises(InterpError, match="are not finite; look for NaN"):
+        iv.sae_card(model, sae, TEXTS)
+
+
 def test_source_and_target_may_differ_and_the_edit_travels(tmp_path: Path):
     source, target = model_of(), model_of(seed=3)
     ids = [target.tokenizer(t)["input_ids"] for t in TEXTS]

@@ -233,8 +233,14 @@ def test_what_cannot_be_read_is_said(tmp_path: Path):
     (folder / "sae_weights.safetensors").unlink()
     with pytest.raises(InterpError, match=r"half written: it has cfg\.json and no sae_weights"):
         iv.load_sae(folder)
+    save_file(sae.tensors, folder / "sae_weights.safetensors")
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | {"k": "3", "metadata": ["odd"]}))
+    with pytest.raises(InterpError, match="k='3' is no whole number"):
+        iv.load_sae(folder)
+    (folder / "cfg.json").write_text(json.dumps(config))
     save_file(sae.tensors | {"W_dec": torch.ones(D, M)}, folder / "sae_weights.safetensors")
-    with pytest.raises(InterpError, match=r"W_dec .* has shape \[6, 10\].* must be \[10, 6\]"):
+    with pytest.raises(InterpError, match=r"W_dec has shape \[6, 10\].* must be \[10, 6\]"):
         iv.load_sae(folder)
     save_file(sae.tensors | {"W_skip": torch.ones(D, D)}, folder / "sae_weights.safetensors")
     with pytest.raises(InterpError, match="holds W_skip, which a topk SAE does not have"):

@@ -13,6 +13,7 @@ import interp
 import interventions as iv
 from interp import InterpError
 from interventions import _sae_objective as objective
+from interventions._checkpoint import Checkpoint
 from interventions._sae_learner import Learner, geometric_median
 from interventions._sae_stream import Chunks, Shuffled, chunks_of
 from tests.architectures import build
@@ -359,6 +360,8 @@ def test_an_interrupted_training_continues_bit_for_bit(
     monkeypatch.setattr(Learner, "step", step)
     with pytest.raises(InterpError, match=r"state of another training \(another tokens\)"):
         iv.train_sae(model, IDS, "resid_post.1", checkpoint=place, **options | {"tokens": 2048})
+    with pytest.raises(InterpError, match=r"state of another training \(another data\)"):
+        iv.train_sae(model, IDS[::-1], "resid_post.1", checkpoint=place, **options)
     resumed = iv.train_sae(
         model, IDS, "resid_post.1", checkpoint=place, checkpoint_every=5, **options
     )
@@ -375,8 +378,37 @@ def test_a_lost_loss_keeps_the_last_good_state():
     assert sae.meta["stopped"] and bool(sae.reconstruct(torch.ones(2, sae.d_in)).isfinite().all())
     with torch.no_grad():
         model.module.get_input_embeddings().weight[:] = torch.nan
-    with pytest.raises(InterpError, match="same or not finite"):
-        iv.train_sae(model, IDS, "resid_post.1", **options | {"max_norm": None})
+    for max_norm in (None, 10.0):
+        with pytest.raises(InterpError, match=r"activations at resid_post\.1 are not finite"):
+            iv.train_sae(model, IDS, "resid_post.1", **options | {"max_norm": max_norm})
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_it_trains_the_same_in_inference_mode_and_under_autocast(kind: str):
+    model = interp.load(build("llama"))
+    options = SMALL | {"d_sae": 64, "k": 4, "kind": kind}
+    plain = iv.train_sae(model, IDS, "resid_post.1", **options)
+    with torch.inference_mode():
+        inside = iv.train_sae(model, IDS, "resid_post.1", **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = iv.train_sae(model, IDS, "resid_post.1", **options)
+    for sae in (inside, cast):
+        assert all(torch.equal(t, sae.tensors[n]) for n, t in plain.tensors.items())
+
+
+def test_the_default_saves_along_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, steps = interp.load(build("llama")), []
+    save = Checkpoint.save
+
+    def counted(self: Checkpoint, *arguments: Any, **meta: Any) -> None:
+        steps.append(meta["step"])
+        save(self, *arguments, **meta)
+
+    monkeypatch.setattr(Checkpoint, "save", counted)
+    options = SMALL | {"d_sae": 64, "k": 4}
+    iv.train_sae(model, IDS, "resid_post.1", checkpoint=tmp_path / "state", **options)
+    every = max(1, options["tokens"] // options["batch_size"] // 10)
+    assert len(steps) >= 5 and steps[:2] == [every, 2 * every]
 
 
 def test_dead_latents_come_back():
@@ -409,5 +441,12 @@ def test_what_cannot_be_trained_is_said():
         iv.train_sae(model, [[1], [2]], "resid_post.1", **SMALL)
     with pytest.raises(InterpError, match="k=32 of d_sae=16: expected 1 to d_sae"):
         iv.train_sae(model, IDS, "resid_post.1", d_sae=16)
+    for option in ({"context": 0}, {"prompts": 0}, {"checkpoint_every": 0}):
+        (name,) = option
+        with pytest.raises(InterpError, match=f"{name}=0.*expected"):
+            iv.train_sae(model, IDS, "resid_post.1", **SMALL | option)
+    for wrong in ({"sparsity": -1.0}, {"dead_after": -5}, {"k_aux": 0}):
+        with pytest.raises(InterpError, match="at least 0, at least 1, at least 1"):
+            iv.SAEPlan("resid_post.1", **wrong)
     with pytest.raises(interp.UnsupportedSite, match="no SAE reads pattern"):
         iv.train_sae(model, IDS, "pattern.1")

@@ -13,11 +13,11 @@ import torch
 import interp
 import interventions as iv
 from interp import InterpError
-from interventions._examples import encode
+from interventions._examples import answered, encode
 from studies import head_edits
 from studies._head_edits_methods import METHODS, Learned, Plan, with_examples
 from studies._head_edits_price import Priced, dearest
-from studies._head_edits_tasks import Question, answered, parted, planted, read_parts
+from studies._head_edits_tasks import Question, parted, planted, read_parts
 from studies.head_edits import HeadEdits, _difference, _differences, _found, _prices, _tried, run
 from tests.architectures import build
 from tests.oracles.tokenizers import byte_level
